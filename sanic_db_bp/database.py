@@ -1,0 +1,399 @@
+"""The database of an app: its engines, sessions outside requests, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
+
+from sqlalchemy import Connection, MetaData, event, inspect, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+
+from .bridge import run_in_bridge
+from .dialects import Backend, backend_of, is_memory, parse_url
+from .engine import make_engine
+from .exceptions import ConfigurationError, DatabaseUnavailable
+from .sessions import AsyncReadSession, ReadSession, SessionFactory
+from .settings import DatabaseSettings
+from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
+
+logger = logging.getLogger("sanic.root.db")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SHORTEST_ATTEMPT = 1.0
+"""Seconds that the last attempt to reach a database at the start has at least."""
+
+RETRY_EVERY = 0.25
+"""Seconds between two attempts to reach a database that is coming up."""
+
+
+class PoolStatus(TypedDict):
+    """How the connections of one pool are used at this moment."""
+
+    size: int
+    checked_out: int
+    idle: int
+    overflow: int
+
+
+class Database:
+    """One database: engines, session factories, and what uses them.
+
+    In an app the blueprint makes it and puts it at ``app.ctx.db``; a script makes its own. Nothing
+    connects before a session is first used.
+
+    Args:
+        settings: what the database is, or a function that returns it when it is first needed; by
+            default taken from the environment.
+        name: the name in errors and logs.
+        session_class: the plain session class, a subclass of ``sqlalchemy.orm.Session``.
+        async_session_class: the asyncio session class.
+        read_session_class: the plain class for reading.
+        async_read_session_class: the asyncio class for reading.
+        default_url: the database if the settings name none.
+        workers: among how many processes ``MAX_CONNECTIONS`` is divided.
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings | Callable[[], DatabaseSettings] = DatabaseSettings,
+        *,
+        name: str = "db",
+        session_class: type[Session] = Session,
+        async_session_class: type[AsyncSession] = AsyncSession,
+        read_session_class: type[ReadSession] = ReadSession,
+        async_read_session_class: type[AsyncReadSession] = AsyncReadSession,
+        default_url: str = "sqlite:///app.db",
+        workers: int = 1,
+    ) -> None:
+        self.name = name
+        self._load = settings if callable(settings) else lambda: settings
+        self.classes: dict[SessionForm, type[Session | AsyncSession]] = {
+            "session": session_class,
+            "async_session": async_session_class,
+            "read_session": read_session_class,
+            "async_read_session": async_read_session_class,
+        }
+        self._classes = session_class, async_session_class
+        self._read_classes = read_session_class, async_read_session_class
+        self.workers = workers
+        self._default_url = default_url
+        self._scratch: Path | None = None
+        self._live: set[UnitOfWork] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._drained: asyncio.Future[None] | None = None
+        self._lifetime: AsyncGenerator[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name}: {self.url}>"
+
+    @cached_property
+    def settings(self) -> DatabaseSettings:
+        """The settings in force."""
+        return self._load()
+
+    @cached_property
+    def url(self) -> URL:
+        """The URL with the driver in use; as a string it has no password."""
+        return self.settings.connection_url() or parse_url(self._default_url)
+
+    @property
+    def backend(self) -> Backend:
+        """What kind of database it is."""
+        return backend_of(self.url)
+
+    @cached_property
+    def engine(self) -> AsyncEngine:
+        """The read-write engine."""
+        return self._make_engine(self._stored(self.url), read_only=False)
+
+    @cached_property
+    def read_engine(self) -> AsyncEngine:
+        """The read-only engine, with connections of its own."""
+        url = self.settings.connection_url(read_only=True) or self.url
+        return self._make_engine(self._stored(url), read_only=True)
+
+    def _make_engine(self, url: URL, *, read_only: bool) -> AsyncEngine:
+        engine = make_engine(
+            self.settings,
+            url,
+            name=self.name,
+            read_only=read_only,
+            connections=self._connections(read_only=read_only),
+        )
+        event.listen(engine.sync_engine, "connect", self._dispose_with_the_loop)
+        return engine
+
+    def _connections(self, *, read_only: bool) -> int | None:
+        if self.settings.max_connections is None:
+            return None
+        share = self.settings.max_connections // self.workers
+        if share < 2:
+            raise ConfigurationError(
+                f"MAX_CONNECTIONS is {self.settings.max_connections}, and each of {self.workers} "
+                "workers needs two at least: one to write and one to read"
+            )
+        return share // 2 if read_only else share - share // 2
+
+    def _stored(self, url: URL) -> URL:
+        if not is_memory(url):
+            return url
+        # Several connections cannot share SQLite's memory safely; a private file they can.
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="sanic-db-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return url.set(database=str(self._scratch / f"{self.name}.db"))
+
+    @cached_property
+    def factory(self) -> SessionFactory:
+        """Makes the read-write sessions."""
+        return SessionFactory(
+            self.name,
+            self.engine,
+            *self._classes,
+            expire_on_commit=self.settings.expire_on_commit,
+        )
+
+    @cached_property
+    def read_factory(self) -> SessionFactory:
+        """Makes the read sessions."""
+        return SessionFactory(
+            self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+        )
+
+    @property
+    def commits_automatically(self) -> bool:
+        """Whether what a handler did is committed when it succeeds."""
+        return self.settings.commit == "auto"
+
+    def form_of(self, session_class: type[Session | AsyncSession]) -> SessionForm | None:
+        """Return which form of a unit of work's sessions a class stands for, if any."""
+        for form, own_class in self.classes.items():
+            if own_class is session_class:
+                return form
+        return None
+
+    def unit_of_work(
+        self, *, isolation_level: str | None = None, plain: bool = False
+    ) -> UnitOfWork:
+        """Return a new unit of work; whoever asks for it must end it."""
+        return UnitOfWork(self, isolation_level=isolation_level, plain=plain)
+
+    @asynccontextmanager
+    async def session(self, *, isolation_level: str | None = None) -> AsyncIterator[AsyncSession]:
+        """Open a unit of work of its own, for work outside of requests.
+
+        Committed at the end of the block, rolled back if it raises. ``current_session()`` finds
+        the session inside the block.
+
+        Args:
+            isolation_level: of its transaction, if not the engine's.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer, or the pool is exhausted.
+        """
+        async with self.block(isolation_level=isolation_level) as unit:
+            yield unit.async_session
+
+    @asynccontextmanager
+    async def read_session(self) -> AsyncIterator[AsyncReadSession]:
+        """Open a read session for a block."""
+        async with self.block() as unit:
+            yield unit.async_read_session
+
+    async def run_sync(
+        self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call ``function(session, *args)`` with a plain session in a unit of work of its own.
+
+        Committed when the function returns, rolled back if it raises. The event loop is not
+        blocked meanwhile.
+
+        Returns:
+            What the function returns.
+        """
+        async with self.block(plain=True) as unit:
+            return await run_in_bridge(function, unit.session, *args, **kwargs)
+
+    @asynccontextmanager
+    async def block(
+        self, *, isolation_level: str | None = None, plain: bool = False
+    ) -> AsyncIterator[UnitOfWork]:
+        """Open a unit of work for a block, with all its sessions; see :meth:`session`."""
+        unit = self.unit_of_work(isolation_level=isolation_level, plain=plain)
+        token = enter_block(self.name, unit)
+        try:
+            yield unit
+        except BaseException:
+            await run_in_bridge(unit.rollback)
+            raise
+        else:
+            await run_in_bridge(unit.commit)
+        finally:
+            leave_block(token)
+
+    async def ping(self) -> float:
+        """Ask the database for an answer.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            DatabaseUnavailable: it did not answer.
+        """
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            async with self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except DatabaseUnavailable:
+            raise
+        except (SQLAlchemyError, OSError) as error:
+            raise DatabaseUnavailable(self.name, type(error).__name__) from error
+        return clock() - start
+
+    def pool_status(self) -> PoolStatus:
+        """Return how the connections of the read-write pool are used at this moment."""
+        return _status(self.engine)
+
+    def read_pool_status(self) -> PoolStatus | None:
+        """Return the same of the read pool, or None while no read session was ever used."""
+        return _status(self.read_engine) if "read_engine" in self.__dict__ else None
+
+    async def wait_until_up(self) -> None:
+        """Wait for a database that is coming up, at most ``STARTUP_TIMEOUT`` seconds.
+
+        One connection is open afterwards, so that the first request need not open it.
+
+        Raises:
+            DatabaseUnavailable: it did not come up.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self.settings.startup_timeout
+        told = False
+        while True:
+            try:
+                async with asyncio.timeout(max(deadline - clock(), SHORTEST_ATTEMPT)):
+                    await self.ping()
+                return
+            except TimeoutError:
+                raise DatabaseUnavailable(self.name, "no answer in STARTUP_TIMEOUT") from None
+            except DatabaseUnavailable as error:
+                if clock() >= deadline:
+                    raise
+                if not told:
+                    logger.warning("%s: waiting for it to come up", error)
+                    told = True
+                await asyncio.sleep(RETRY_EVERY)
+
+    async def create_missing_tables(self, metadata: MetaData) -> None:
+        """Create the tables that are missing; of several servers that start, one creates them."""
+        async with self.engine.begin() as connection:
+            await connection.run_sync(self._create_missing_tables, metadata)
+
+    def _create_missing_tables(self, connection: Connection, metadata: MetaData) -> None:
+        with self.backend.ddl_lock(connection):
+            existing = inspect(connection)
+            if not all(
+                existing.has_table(table.name, schema=table.schema)
+                for table in metadata.tables.values()
+            ):
+                metadata.create_all(connection)
+
+    def began(self, unit: UnitOfWork) -> None:
+        """Keep account of a unit of work that is under way."""
+        self._live.add(unit)
+
+    def ended(self, unit: UnitOfWork) -> None:
+        """Keep account of a unit of work that is over."""
+        self._live.discard(unit)
+        if not self._live and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def roll_back_later(self, unit: UnitOfWork) -> None:
+        """End a unit of work whose task is gone, in a task of its own."""
+        task = asyncio.get_running_loop().create_task(run_in_bridge(unit.rollback))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _dispose_with_the_loop(self, *_: object) -> None:
+        """Dispose when the loop shuts down, for scripts and commands that don't."""
+        if self._lifetime is None:
+            # asyncio.run closes the asynchronous generators that were begun in its loop.
+            self._lifetime = _lifetime(weakref.ref(self))
+            with suppress(StopIteration):
+                self._lifetime.__anext__().send(None)
+
+    async def dispose(self, *, within: float = 5.0) -> None:
+        """Wait for the units of work that are under way, then close every connection.
+
+        Args:
+            within: seconds to wait for them, and again for the connections to close; what is left
+                then is cut off.
+        """
+        lifetime, self._lifetime = self._lifetime, None
+        await self._drain(within)
+        for unit in list(self._live):
+            await run_in_bridge(unit.discard)
+        for engine in self._engines():
+            await _close_all(engine, within)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+        for name in ("settings", "url", "engine", "read_engine", "factory", "read_factory"):
+            self.__dict__.pop(name, None)
+        if lifetime is not None:
+            await lifetime.aclose()
+
+    def _engines(self) -> list[AsyncEngine]:
+        names = ("engine", "read_engine")
+        return [cast(AsyncEngine, self.__dict__[name]) for name in names if name in self.__dict__]
+
+    async def _drain(self, within: float) -> None:
+        if self._live and within:
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._drained}, timeout=within)
+            self._drained = None
+
+
+async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        ended = database()
+        if ended is not None and ended._lifetime is not None:
+            ended._lifetime = None
+            await ended.dispose(within=0)
+
+
+async def _close_all(engine: AsyncEngine, within: float) -> None:
+    try:
+        async with asyncio.timeout(max(within, 1.0)):
+            await engine.dispose()
+    except (TimeoutError, SQLAlchemyError, OSError):
+        logger.exception("closing the connections of %s failed", engine.url)
+
+
+def _status(engine: AsyncEngine) -> PoolStatus:
+    pool: Any = engine.pool
+    if not isinstance(pool, QueuePool):
+        return {"size": 0, "checked_out": 0, "idle": 0, "overflow": 0}
+    return {
+        "size": pool.size(),
+        "checked_out": pool.checkedout(),
+        "idle": pool.checkedin(),
+        "overflow": max(0, pool.overflow()),
+    }

@@ -1,0 +1,169 @@
+"""From settings to an engine: read-write, or for reading alone. Nothing is connected here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from time import perf_counter
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, event
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
+from .dialects import CONNECT_TIMEOUT, Backend, backend_of
+from .exceptions import ConfigurationError, DatabaseUnavailable
+from .pool import FairPool
+from .settings import DatabaseSettings
+
+logger = logging.getLogger("sanic.root.db")
+
+FINISH_WITHIN = 2.0
+"""Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
+
+
+def make_engine(
+    settings: DatabaseSettings,
+    url: URL,
+    *,
+    name: str = "db",
+    read_only: bool = False,
+    connections: int | None = None,
+) -> AsyncEngine:
+    """Build an engine.
+
+    Args:
+        settings: how the database is used.
+        url: where it is, with the driver to use.
+        name: the database's name in errors and logs.
+        read_only: an engine on which every statement is a transaction of its own and the database
+            refuses to write ("Engine Disposal" and "Understanding the DBAPI-Level Autocommit
+            Isolation Level" in SQLAlchemy's documentation).
+        connections: at most so many; by default ``POOL_SIZE`` + ``MAX_OVERFLOW``.
+
+    Returns:
+        The engine; it connects when it is first used.
+    """
+    backend = backend_of(url)
+    url, connect_args = backend.connect_args(url, settings, read_only=read_only)
+    options = {
+        **_pool_options(settings, backend, connections, read_only=read_only),
+        **_isolation(settings, read_only=read_only),
+        **backend.engine_options(settings, read_only=read_only),
+        "echo": settings.echo,
+        "pool_logging_name": name,
+        "connect_args": backend.with_users(connect_args, settings.connect_args),
+        **settings.engine_options,
+    }
+    try:
+        engine = create_async_engine(url, **options)
+    except (TypeError, ArgumentError) as error:
+        raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
+    backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    _explain_failed_connects(engine, name)
+    if not read_only or settings.pgbouncer:
+        _end_transactions_despite_cancellation(engine.dialect)
+    if settings.slow_query_ms is not None:
+        _log_slow_statements(engine, settings.slow_query_ms)
+    return engine
+
+
+def _pool_options(
+    settings: DatabaseSettings, backend: Backend, connections: int | None, *, read_only: bool
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"pool_recycle": settings.pool_recycle}
+    if settings.pool_pre_ping:
+        options["pool_pre_ping"] = True
+    if "poolclass" in settings.engine_options or "pool" in settings.engine_options:
+        return options
+    size, overflow = settings.pool_size, settings.max_overflow
+    if connections is not None:
+        size = min(size, connections)
+        overflow = min(overflow, connections - size)
+    if backend.one_writer and not read_only:
+        size, overflow = 1, 0
+    return {
+        **options,
+        "poolclass": type("FairPool", (FairPool,), {"is_closed": staticmethod(backend.is_closed)}),
+        "pool_size": size,
+        "max_overflow": overflow,
+        "pool_timeout": settings.pool_timeout,
+    }
+
+
+def _isolation(settings: DatabaseSettings, *, read_only: bool) -> dict[str, Any]:
+    if read_only and not settings.pgbouncer:
+        return {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+    return {"isolation_level": settings.isolation_level} if settings.isolation_level else {}
+
+
+def _explain_failed_connects(engine: AsyncEngine, name: str) -> None:
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Dialect, _record: object, args: Any, arguments: dict[str, Any]) -> Any:
+        limit = arguments.get("connect_timeout") or arguments.get("timeout") or CONNECT_TIMEOUT
+        # asyncio keeps the context in which a socket was opened for as long as the socket lives:
+        # in a request's own, its body would stay in memory.
+        attempt = asyncio.get_running_loop().create_task(
+            run_in_bridge(dialect.connect, *args, **arguments), context=Context()
+        )
+        try:
+            # Some drivers bound the way to the server alone, and not its answer.
+            return await_only(asyncio.wait_for(attempt, float(limit)))
+        except Exception as error:
+            reason = " ".join(str(error).split()) or "no answer"
+            raise DatabaseUnavailable(
+                name, f"connecting failed: {type(error).__name__}: {reason}"
+            ) from error
+
+
+def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
+    commit, rollback = dialect.do_commit, dialect.do_rollback
+
+    def commit_or_roll_back(dbapi_connection: Any) -> None:
+        try:
+            commit(dbapi_connection)
+        except BaseException:
+            # In SQLite the transaction goes on after a failed COMMIT, and SQLAlchemy takes it for
+            # ended; elsewhere this does nothing.
+            with suppress(Exception):
+                rollback(dbapi_connection)
+            raise
+
+    setattr(dialect, "do_commit", _uncancelled(commit_or_roll_back))  # noqa: B010
+    setattr(dialect, "do_rollback", _uncancelled(rollback))  # noqa: B010
+
+
+def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(dbapi_connection: Any) -> None:
+        if in_greenlet():
+            await_only(uninterrupted(run_in_bridge(method, dbapi_connection), within=FINISH_WITHIN))
+        else:
+            method(dbapi_connection)
+
+    return run
+
+
+def _log_slow_statements(engine: AsyncEngine, milliseconds: float) -> None:
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def start(connection: Connection, *_: Any) -> None:
+        connection.info["sanic_db_bp_started"] = perf_counter()
+
+    @event.listens_for(engine.sync_engine, "after_cursor_execute")
+    def stop(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        report(connection, statement)
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def fail(context: ExceptionContext) -> None:
+        if context.connection is not None and context.statement is not None:
+            report(context.connection, context.statement)
+
+    def report(connection: Connection, statement: str) -> None:
+        started = None if connection.closed else connection.info.pop("sanic_db_bp_started", None)
+        took = 0 if started is None else (perf_counter() - started) * 1000
+        if took >= milliseconds:
+            logger.warning("slow statement (%.0f ms): %s", took, statement)

@@ -1,0 +1,341 @@
+"""One call of a handler in its units of work: bridged, committed or rolled back, tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import isawaitable
+from typing import Any, TypeVar, cast
+
+from sanic import Request
+from sanic.response import BaseHTTPResponse, ResponseStream
+from sqlalchemy.exc import DBAPIError
+
+from .bridge import bridged, run_in_bridge
+from .context import PLANS, Scope, is_answered, notice_disconnects, route_of, scope_of
+from .exceptions import DatabaseUnavailable
+
+logger = logging.getLogger("sanic.root.db")
+
+F = TypeVar("F", bound=Callable[..., Any])
+Handler = Callable[..., Any]
+Provider = Callable[[Request], Any]
+
+LONGEST_PAUSE = 1.0
+"""Seconds that a handler waits at most before it runs again."""
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """How a handler wants its transaction; see :func:`transactional`."""
+
+    commit: bool | None = None
+    isolation: str | None = None
+    retries: int = 0
+
+
+def transactional(
+    *, commit: bool | None = None, isolation: str | None = None, retries: int = 0
+) -> Callable[[F], F]:
+    """Say how a handler's transaction is to be.
+
+    Args:
+        commit: False: what the handler did not commit itself is rolled back. True: it is
+            committed, also where the setting ``COMMIT`` is ``manual``. By default as the setting
+            says.
+        isolation: the isolation level of the transaction, such as ``"SERIALIZABLE"``
+            ("Setting Transaction Isolation Levels" in SQLAlchemy's documentation).
+        retries: how many times the handler runs again, with a clean session, when its transaction
+            fails with a serialization failure or a deadlock. It does not run again once a byte of
+            the answer was sent, once the handler has committed by itself, or if a middleware took
+            part in the transaction.
+
+    Returns:
+        A decorator that marks the handler and leaves it as it is.
+    """
+    wanted = Transaction(commit, isolation, retries)
+
+    def mark(handler: F) -> F:
+        handler.__transaction__ = wanted  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the wrapper of a handler has to do.
+
+    Args:
+        providers: the parameters that this package injects, and where each comes from.
+        uses_sessions: whether the handler, or a dependency of it, asks for a session.
+        plain: whether what it asks for is a plain session.
+        transaction: how its transaction is to be.
+        dependencies: what sanic-ext injects, computed anew for another run.
+        dependency_names: the parameters that it injects.
+    """
+
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    uses_sessions: bool = False
+    plain: bool = False
+    transaction: Transaction = Transaction()
+    dependencies: Callable[[Request, dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
+    dependency_names: frozenset[str] = frozenset()
+
+    @property
+    def needs_bridge(self) -> bool:
+        """Whether calls run in the bridge, or are just watched."""
+        return self.uses_sessions or bool(self.providers) or self.transaction != Transaction()
+
+    async def arguments_again(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the injected arguments for another run, with sessions of its own."""
+        own = {name: provide(request) for name, provide in self.providers.items()}
+        if self.dependencies is None:
+            return own
+        return {**own, **await self.dependencies(request, kwargs)}
+
+    def prepare(self, scope: Scope) -> None:
+        """Tell the request's units of work how the handler wants them."""
+        scope.commit_wanted = self.transaction.commit
+        scope.isolation_level = self.transaction.isolation
+        scope.plain = self.plain
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """The original of a wrapped handler, and the plan for each method (``None``: for all)."""
+
+    original: Handler
+    plans: Mapping[str | None, Plan]
+
+    def plan(self, request: Request) -> Plan:
+        """Return the plan for a request."""
+        return self.plans.get(request.method) or self.plans.get(None) or NO_PLAN
+
+
+NO_PLAN = Plan()
+
+
+def wrap(handler: Handler, plans: Mapping[str | None, Plan]) -> Handler:
+    """Return the handler that sees to the units of work of each call."""
+    wrapped = Wrapped(handler, plans)
+    needed = any(plan.needs_bridge for plan in plans.values())
+    make = _in_bridge if needed else _watched
+    result = functools.update_wrapper(make(wrapped), handler)
+    setattr(result, PLANS, wrapped)
+    return result
+
+
+def _watched(wrapped: Wrapped) -> Handler:
+    """For a handler that asks for no session, but may find one on the request."""
+    handler = wrapped.original
+
+    async def call(request: Any, *args: Any, **kwargs: Any) -> Any:
+        request._handler_task = asyncio.current_task()
+        request._handler_runs = True
+        if request.units_of_work is not None:
+            request.units_of_work.reached()
+        try:
+            response = handler(request, *args, **kwargs)
+            if isawaitable(response):
+                response = await response
+        except BaseException as error:
+            request._handler_runs = False
+            if request.units_of_work is None:
+                raise
+            await run_in_bridge(_failed, request, request.units_of_work, error)
+            return None
+        request._handler_runs = False
+        if isinstance(response, ResponseStream):
+            request._handler_runs = True
+            _keep_open(request, response)
+        elif request.units_of_work is not None:
+            await run_in_bridge(_finished, request, request.units_of_work, response)
+        return response
+
+    return call
+
+
+def _in_bridge(wrapped: Wrapped) -> Handler:
+    """For a handler that asks for a session, or for something that has one."""
+
+    async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
+        if request.app.asgi:
+            notice_disconnects(request)
+        cast(Any, request)._handler_task = asyncio.current_task()
+        scope = scope_of(request)
+        scope.reached()
+        plan = wrapped.plan(request)
+        return await bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
+
+    return call
+
+
+async def _run(
+    handler: Handler,
+    plan: Plan,
+    request: Request,
+    scope: Scope,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    for name, provide in plan.providers.items():
+        kwargs[name] = provide(request)
+    if not plan.dependency_names <= kwargs.keys():
+        # The HEAD of a class-based view, which sanic-ext does not look for.
+        kwargs.update(await plan.arguments_again(request, kwargs))
+    retries = plan.transaction.retries
+    while True:
+        try:
+            response = handler(request, *args, **kwargs)
+            if isawaitable(response):
+                response = await response
+        except BaseException as error:
+            if not retries or not _may_run_again(request, scope, error):
+                _failed(request, scope, error)
+                return None
+        else:
+            try:
+                return _succeeded(request, scope, response)
+            except BaseException as error:
+                if not retries or not _may_run_again(request, scope, error):
+                    _commit_failed(request, scope, error)
+                    return response
+        retries -= 1
+        scope.rollback()
+        await _pause(request, plan.transaction.retries - retries)
+        scope.handling = True
+        kwargs.update(await plan.arguments_again(request, kwargs))
+
+
+def _may_run_again(request: Request, scope: Scope, error: BaseException) -> bool:
+    units = scope.units.values()
+    if not any(unit.database.backend.is_retryable(error) for unit in units):
+        return False
+    if request.responded or any(unit.commits for unit in units):
+        return False
+    if hasattr(request.route and request.route.handler, "is_stream"):
+        # The body is gone.
+        return False
+    if scope.used_by_middleware:
+        logger.warning(
+            "%s does not run again, although its transaction lost a race: a middleware used the "
+            "session before it, and would not run again",
+            route_of(request),
+        )
+    return not scope.used_by_middleware
+
+
+async def _pause(request: Request, runs: int) -> None:
+    logger.info("%s runs again: its transaction lost a race", route_of(request))
+    # Jitter, or those who collided once would collide again.
+    await asyncio.sleep(min(LONGEST_PAUSE, 0.01 * 2**runs) * (0.5 + random.random()))
+
+
+def _finished(request: Request, scope: Scope, response: Any) -> Any:
+    """End the units of work after a handler that has returned; runs in the bridge."""
+    try:
+        return _succeeded(request, scope, response)
+    except BaseException as error:
+        _commit_failed(request, scope, error)
+        return response
+
+
+def _succeeded(request: Request, scope: Scope, response: Any) -> Any:
+    """Commit or roll back, as the answer says; returns the answer. Runs in the bridge."""
+    if isinstance(response, ResponseStream):
+        _keep_open(request, response)
+        return response
+    try:
+        scope.finish(good=_is_good(request, response))
+    finally:
+        scope.handling = False
+    return response
+
+
+def _is_good(request: Request, response: Any) -> bool:
+    if request.responded and request.stream is not None:
+        response = request.stream.response
+    return isinstance(response, BaseHTTPResponse) and response.status < 400
+
+
+def _failed(request: Request, scope: Scope, error: BaseException) -> None:
+    """Roll back after an error of the handler, and raise it again; runs in the bridge.
+
+    Raises:
+        DatabaseUnavailable: in place of the driver's error that the connection was lost.
+    """
+    scope.handling = False
+    scope.broken = is_answered(request)
+    scope.rollback()
+    if scope.broken and error is scope.failure:
+        return
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        raise DatabaseUnavailable(scope.name, "the connection was lost") from error
+    raise error
+
+
+def _commit_failed(request: Request, scope: Scope, error: BaseException) -> None:
+    """Let the client see that nothing was stored: by the error, or by a body that has no end."""
+    scope.rollback()
+    scope.commit_failed(request, error)
+    if not scope.broken or not isinstance(error, Exception):
+        raise error
+
+
+def _keep_open(request: Any, response: ResponseStream) -> None:
+    """Keep the units of work open to the end of a stream that runs after its handler."""
+    stream = response.streaming_fn
+
+    async def run(target: Any) -> None:
+        try:
+            await stream(target)
+        except BaseException as error:
+            request._handler_runs = False
+            if request.units_of_work is None:
+                raise
+            _failed(request, request.units_of_work, error)
+            return
+        request._handler_runs = False
+        if request.units_of_work is not None:
+            _finish_stream(request, request.units_of_work, response)
+
+    async def run_bridged(target: Any) -> None:
+        await bridged(run(target))
+
+    response.streaming_fn = run_bridged
+
+
+def _finish_stream(request: Request, scope: Scope, response: ResponseStream) -> None:
+    try:
+        scope.finish(good=response.status < 400)
+    except BaseException as error:
+        _commit_failed(request, scope, error)
+    finally:
+        scope.handling = False
+
+
+def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
+    """Return the websocket handler that begins when what came before it is committed.
+
+    A websocket may stay open for days, and Sanic cancels its handler even on a clean close: it has
+    no transaction of its own, but one for each message.
+    """
+
+    async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
+        scope = scope_of(request)
+        scope.reached()
+        await run_in_bridge(scope.finish, good=True)
+        scope.handling = False
+        scope.websocket = True
+        for name, provide in plan.providers.items():
+            kwargs.setdefault(name, provide(request))
+        return await handler(request, *args, **kwargs)
+
+    result = functools.update_wrapper(call, handler)
+    setattr(result, PLANS, Wrapped(handler, {None: plan}))
+    return result

@@ -1,0 +1,217 @@
+"""A connection pool for one event loop: first come, first served, and no lock to take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
+
+from .bridge import await_only, run_in_bridge
+from .exceptions import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+
+class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
+    """Idle connections, and the tasks that wait for one.
+
+    A connection that comes back is handed to the task that has waited longest. ``asyncio.Queue``
+    lets a newcomer take it before the waiting task wakes up, which under load makes some wait far
+    longer than others.
+    """
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        super().__init__(maxsize, use_lifo)
+        self._idle: deque[ConnectionPoolEntry] = deque()
+        self._waiting: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
+
+    def empty(self) -> bool:
+        """Whether nothing is idle."""
+        return not self._idle
+
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return 0 < self.maxsize <= len(self._idle)
+
+    def qsize(self) -> int:
+        """How many are idle."""
+        return len(self._idle)
+
+    def put_nowait(self, item: ConnectionPoolEntry) -> None:
+        """Hand over to the task that has waited longest, or keep as idle."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(item)
+                return
+        if self.full():
+            raise Full
+        self._idle.append(item)
+
+    def put(
+        self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None
+    ) -> None:
+        """Never waits: there are as many places as connections."""
+        self.put_nowait(item)
+
+    def get_nowait(self) -> ConnectionPoolEntry:
+        """Return an idle one, the last used first, because it is the one surely still open."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            raise Empty from None
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        """Return an idle one, or wait for the next, at most so many seconds."""
+        if self._idle or not block:
+            return self.get_nowait()
+        return await_only(self._next(timeout))
+
+    async def _next(self, seconds: float | None) -> ConnectionPoolEntry:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[ConnectionPoolEntry] = loop.create_future()
+        self._waiting.append(waiter)
+        timer = None if seconds is None else loop.call_later(max(0, seconds), _give_up, waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._pass_on(waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _pass_on(self, waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
+        if waiter.exception() is None:
+            self.put_nowait(waiter.result())
+        else:
+            self.wake_next()
+
+    def wake_next(self) -> None:
+        """Let the task that has waited longest try to connect: a place has become free."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(Empty())
+                return
+
+
+def _give_up(waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
+    if not waiter.done():
+        waiter.set_exception(Empty())
+
+
+class PoolExhausted(DatabaseUnavailable, PoolTimeoutError):
+    """No connection became free within ``POOL_TIMEOUT``."""
+
+
+class FairPool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's pool for asyncio, with a fair queue and an error that names the settings.
+
+    A connection is opened in a task of its own: if the request that wanted it is cancelled
+    meanwhile, the connection is not lost but idle for the next one, so that a pool comes up even
+    if opening a connection takes longer than a request may.
+    """
+
+    _queue_class = FairQueue
+    _pool: FairQueue
+
+    is_closed: Callable[[Any], bool] = staticmethod(lambda _driver_connection: False)
+    """Whether an idle connection is known to be dead; each database has its own way to tell."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._opening: set[asyncio.Task[ConnectionPoolEntry]] = set()
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._timeout
+        while True:
+            try:
+                record = self._pool.get_nowait()
+                if self._is_usable(record):
+                    return record
+                self._drop(record)
+                continue
+            except Empty:
+                if self._inc_overflow():
+                    return self._opened()
+            try:
+                return self._pool.get(timeout=deadline - clock())
+            except Empty:
+                if clock() >= deadline:
+                    raise self._exhausted() from None
+
+    def _is_usable(self, record: ConnectionPoolEntry) -> bool:
+        # SQLAlchemy would open it again in place: in the task of the request, and for it alone.
+        opened: float = cast(Any, record).starttime
+        too_old = self._recycle > -1 and time.time() - opened > self._recycle
+        if too_old or opened < self._invalidate_time or record.dbapi_connection is None:
+            return False
+        return not self.is_closed(record.dbapi_connection.driver_connection)
+
+    def _drop(self, record: ConnectionPoolEntry) -> None:
+        if record.dbapi_connection is not None:
+            record.invalidate()
+        self._dec_overflow()
+        self._pool.wake_next()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if record.dbapi_connection is None:
+            self._drop(record)
+        else:
+            super()._do_return_conn(record)
+
+    def _opened(self) -> ConnectionPoolEntry:
+        task = asyncio.get_running_loop().create_task(run_in_bridge(self._create_connection))
+        self._opening.add(task)
+        try:
+            record = await_only(asyncio.shield(task))
+        except asyncio.CancelledError:
+            task.add_done_callback(self._keep)
+            raise
+        except BaseException:
+            self._give_up(task)
+            raise
+        self._opening.discard(task)
+        return record
+
+    def _keep(self, task: asyncio.Task[ConnectionPoolEntry]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._give_up(task)
+        else:
+            self._opening.discard(task)
+            self._do_return_conn(task.result())
+
+    def _give_up(self, task: asyncio.Task[ConnectionPoolEntry]) -> None:
+        self._opening.discard(task)
+        self._dec_overflow()
+        self._pool.wake_next()
+
+    def dispose(self) -> None:
+        """Close every idle connection, and do not wait for those that are being opened."""
+        for task in self._opening:
+            task.cancel()
+        super().dispose()
+
+    def _exhausted(self) -> PoolExhausted:
+        connections = self.size() + self._max_overflow
+        remedy = "Raise POOL_SIZE, or hold connections for less long"
+        if getattr(self._dialect, "name", None) == "sqlite":
+            remedy = (
+                "SQLite has one for writing: end a session before the next is opened, and read "
+                "with read sessions"
+            )
+        return PoolExhausted(
+            self._orig_logging_name or "db",
+            f"all {connections} connections were in use for {self.timeout():g} s (POOL_TIMEOUT). "
+            f"{remedy}",
+        )

@@ -1,0 +1,252 @@
+"""One transaction: opened lazily, finished exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Literal
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from .bridge import await_only, deliver_cancellation, uninterrupted
+from .exceptions import ConcurrentSessionUse, SessionFinished
+from .sessions import AsyncReadSession, ReadSession, SessionUse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .database import Database
+
+logger = logging.getLogger("sanic.root.db")
+
+SessionForm = Literal["session", "async_session", "read_session", "async_read_session"]
+"""An attribute of a unit of work that is one of its sessions."""
+
+Callback = Callable[[], object] | Callable[[], Awaitable[object]]
+
+CALLBACK_WITHIN = 60.0
+"""Seconds that an asyncio callback may still run after the request was cancelled."""
+
+
+class UnitOfWork:
+    """What one request, or one block, does with one database.
+
+    Nothing is opened before a session is first used. :meth:`commit` or :meth:`rollback` ends it;
+    its sessions refuse every use after that. Both run in the bridge.
+
+    Args:
+        database: where the sessions come from.
+        isolation_level: of its transaction, if not the engine's.
+        plain: whether the code it was opened for is plain-``Session`` code.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_live",
+        "_read",
+        "_ready",
+        "_write",
+        "commits",
+        "database",
+        "finished",
+        "isolation_level",
+        "plain",
+        "task",
+    )
+
+    def __init__(
+        self, database: Database, *, isolation_level: str | None = None, plain: bool = False
+    ) -> None:
+        self.database = database
+        self.isolation_level = isolation_level
+        self.plain = plain
+        self.task = asyncio.current_task()
+        self.finished = False
+        self.commits = 0
+        self._write: SessionUse | None = None
+        self._read: SessionUse | None = None
+        self._callbacks: list[tuple[Callback, tuple[SessionTransaction, ...]]] = []
+        self._ready: list[Callback] = []
+        self._live = False
+
+    @property
+    def session(self) -> Session:
+        """The plain session."""
+        return self._writing().session
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The asyncio session over the same transaction."""
+        return self._writing().async_session
+
+    @property
+    def read_session(self) -> ReadSession:
+        """The plain session for reading."""
+        session = self._reading().session
+        assert isinstance(session, ReadSession)
+        return session
+
+    @property
+    def async_read_session(self) -> AsyncReadSession:
+        """The asyncio session for reading."""
+        session = self._reading().async_session
+        assert isinstance(session, AsyncReadSession)
+        return session
+
+    def _writing(self) -> SessionUse:
+        if self._write is None:
+            self._write = SessionUse(self, self.database.factory, self.isolation_level)
+            self._opened(self._write)
+        return self._write
+
+    def _reading(self) -> SessionUse:
+        if self._read is None:
+            self._read = SessionUse(self, self.database.read_factory)
+            self._opened(self._read)
+        return self._read
+
+    def _opened(self, use: SessionUse) -> None:
+        use.finished = self.finished
+        if not self.finished and not self._live:
+            self._live = True
+            self.database.began(self)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether anything would be lost by a rollback."""
+        return self._write is not None and self._write.begun
+
+    def commit(self) -> None:
+        """Commit what was done and end the unit of work.
+
+        Raises:
+            ConcurrentSessionUse: a task still uses the session; everything was rolled back.
+            ReadOnlySession: a read session has changes; everything was rolled back.
+            Exception: whatever the database raises; nothing of the transaction remains.
+        """
+        try:
+            self._check_unused()
+            if self._read is not None and self._read.begun:
+                self._read.session.flush()
+            if self._write is not None and self._write.begun:
+                self._write.session.commit()
+        except BaseException:
+            self.rollback()
+            raise
+        self._ready += [callback for callback, _ in self._callbacks]
+        self._callbacks.clear()
+        self._end()
+        self.run_callbacks()
+        deliver_cancellation()
+
+    def rollback(self) -> None:
+        """Roll back what was not committed and end the unit of work."""
+        self._callbacks.clear()
+        self._end()
+
+    def discard(self) -> None:
+        """End the unit of work without a word to the database: its connections are cut."""
+        self.finished = True
+        for use in (self._write, self._read):
+            if use is not None:
+                use.discard()
+        self.ended()
+
+    def _check_unused(self) -> None:
+        for use in (self._write, self._read):
+            if use is not None and use.used_by is not None:
+                raise ConcurrentSessionUse(self.database.name)
+
+    def _end(self) -> None:
+        self.finished = True
+        try:
+            if self._write is not None:
+                self._write.close()
+        finally:
+            try:
+                if self._read is not None:
+                    self._read.close()
+            finally:
+                self._write = self._read = None
+                self.ended()
+
+    def on_commit(self, callback: Callback) -> None:
+        """Call something after the next successful COMMIT, and never after a rollback.
+
+        What is registered inside a savepoint is forgotten if the savepoint is rolled back. Without
+        a transaction, the good end of the unit of work counts as one.
+
+        Raises:
+            SessionFinished: the request or block is over.
+        """
+        if self.finished:
+            raise SessionFinished(self.database.name)
+        savepoints = []
+        transaction = self.session.get_nested_transaction()
+        while transaction is not None and transaction.nested:
+            savepoints.append(transaction)
+            transaction = transaction.parent
+        self._callbacks.append((callback, tuple(savepoints)))
+
+    def ended(self) -> None:
+        """Called when nothing is open any more."""
+        if self._live:
+            self._live = False
+            self.database.ended(self)
+
+    def committed(self) -> None:
+        """Called after the COMMIT, while the transaction is still being put away."""
+        self.commits += 1
+        self._ready += [callback for callback, _ in self._callbacks]
+        self._callbacks.clear()
+
+    def rolled_back(self, transaction: SessionTransaction) -> None:
+        """Called after a ROLLBACK, of everything or to a savepoint."""
+        self._callbacks = [
+            (callback, savepoints)
+            for callback, savepoints in self._callbacks
+            if transaction.nested and transaction not in savepoints
+        ]
+
+    def transaction_ended(self) -> None:
+        """Called when the connection is back in the pool, committed or not."""
+        self._callbacks.clear()
+
+    def run_callbacks(self) -> None:
+        """Call what waited for the COMMIT that has been; runs in the bridge."""
+        while self._ready:
+            _call(self._ready.pop(0))
+
+
+def _call(callback: Callback) -> None:
+    # The transaction is durable: an error here must not look like a failure of it.
+    try:
+        result = callback()
+        if inspect.isawaitable(result):
+            await_only(uninterrupted(result, within=CALLBACK_WITHIN))
+    except Exception:
+        logger.exception("on_commit: %r failed; the transaction is committed", callback)
+
+
+_current: ContextVar[Mapping[str, UnitOfWork]] = ContextVar("sanic_db_bp_units")
+
+
+def enter_block(name: str, unit: UnitOfWork) -> Token[Mapping[str, UnitOfWork]]:
+    """Make a unit of work the current one of its database, until :func:`leave_block`."""
+    around = {key: value for key, value in _current.get({}).items() if key != name}
+    return _current.set({**around, name: unit})
+
+
+def leave_block(token: Token[Mapping[str, UnitOfWork]]) -> None:
+    """Make the unit of work around the block the current one again."""
+    # Not a reset: an asynchronous generator may be closed in another context.
+    _current.set({} if token.old_value is Token.MISSING else token.old_value)
+
+
+def block_units() -> list[UnitOfWork]:
+    """Return the units of work of the blocks around the caller, the innermost first."""
+    return list(_current.get({}).values())[::-1]

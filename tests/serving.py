@@ -1,0 +1,47 @@
+"""A real Sanic server on a loopback socket, in the event loop of the test."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from sanic import Sanic
+from sanic.application.constants import ServerStage
+from sanic.application.state import ApplicationServerInfo
+
+
+@asynccontextmanager
+async def serving(app: Sanic[Any, Any], *, grace: float = 1.0) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve an app with all its listeners; gives a client of it."""
+    app.config.GRACEFUL_SHUTDOWN_TIMEOUT = grace
+    app.config.ACCESS_LOG = False
+    # It rewrites Sanic's own functions, and can do so once in a process.
+    app.config.TOUCHUP = False
+    listening = socket.create_server(("127.0.0.1", 0))
+    server: Any = await app.create_server(sock=listening, return_asyncio_server=True)
+    # Without it, tasks that a handler adds to the app are put off for ever.
+    running = ApplicationServerInfo(settings={}, stage=ServerStage.SERVING)
+    await server.startup()
+    await server.before_start()
+    try:
+        await server.start_serving()
+        await server.after_start()
+        app.state.server_info.append(running)
+        host, port = listening.getsockname()
+        base_url = f"http://{host}:{port}"
+        async with httpx.AsyncClient(base_url=base_url, timeout=20, verify=False) as client:
+            yield client
+    finally:
+        await server.before_stop()
+        server.close()
+        await server.wait_closed()
+        for connection in list(server.connections):
+            connection.close_if_idle()
+        app.shutdown_tasks(grace)
+        for connection in list(server.connections):
+            connection.abort()
+        await server.after_stop()
+        app.state.server_info.clear()

@@ -1,0 +1,482 @@
+"""A small shop for the tests: its tables, its apps, and other ways to look at them."""
+
+import asyncio
+import gc
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx
+from sanic import Sanic
+from sqlalchemy import (
+    Connection,
+    ForeignKeyConstraint,
+    String,
+    create_engine,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+from sanic_db_bp import DatabaseBlueprint
+
+Shop = Sanic[Any, Any]
+
+_names = count(1)
+
+_BLOCKING_DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+}
+
+_SLOW_QUERIES = {
+    "postgresql": "SELECT pg_sleep(5)",
+    "mysql": "SELECT SLEEP(5)",
+    "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 500) "
+    "SELECT count(nap()) FROM n",
+}
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    stock: Mapped[int] = mapped_column(default=0)
+
+
+class Part(Base):
+    """A part of an item, which need not exist before the COMMIT (MariaDB cannot defer that)."""
+
+    __tablename__ = "part"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["item_id"], ["item.id"], deferrable=True, initially="DEFERRED"
+        ).ddl_if(callable_=lambda *_, dialect, **__: dialect.name != "mysql"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int]
+
+
+def make_app(database_url: str, **settings: Any) -> Shop:
+    """Make an app of its own name with the shop's tables in the database."""
+    app: Shop = Sanic(f"shop-{next(_names)}")
+    # Sanic rewrites its own code at a start, which works once in a process.
+    app.config.TOUCHUP = False
+    values = {"url": database_url, "create_tables": True, "pool_size": 3, **settings}
+    app.blueprint(DatabaseBlueprint(metadata=Base.metadata, **values))
+    return app
+
+
+class Observer:
+    """Another client of the database, blocking: for a look in the middle of a request."""
+
+    def __init__(self, database_url: str) -> None:
+        url = make_url(database_url)
+        self.kind = url.get_backend_name()
+        connect_args = {"timeout": 0} if self.kind == "sqlite" else {}
+        self._engine = create_engine(
+            url.set(drivername=_BLOCKING_DRIVERS[self.kind]),
+            poolclass=NullPool,
+            connect_args=connect_args,
+        )
+
+    @contextmanager
+    def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
+        """Open a transaction that is rolled back unless it is committed by hand."""
+        with self._engine.connect() as connection:
+            if isolation_level is not None:
+                connection.execution_options(isolation_level=isolation_level)
+            if self.kind == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def run(self, statement: str) -> None:
+        """Run a statement by itself."""
+        with self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+
+    def scalar(self, statement: str) -> Any:
+        """Give the first value that a statement finds."""
+        with self._engine.connect() as connection:
+            return connection.exec_driver_sql(statement).scalar()
+
+    def names(self) -> list[str]:
+        """Give the names of the items that are stored."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(select(Item.name).order_by(Item.id)))
+
+    def open_transactions(self) -> int:
+        """Count the transactions that wait for their client or hold a lock."""
+        if self.kind == "postgresql":
+            return int(
+                self.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%%'"
+                )
+            )
+        if self.kind == "mysql":
+            return int(
+                self.scalar(
+                    "SELECT count(*) FROM information_schema.innodb_trx t JOIN "
+                    "information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
+                    "WHERE p.db = database()"
+                )
+            )
+        try:
+            with self.transaction():
+                return 0
+        except Exception:
+            return 1
+
+    def slow_queries(self) -> int:
+        """Count the slow queries that the server runs just now."""
+        if self.kind == "postgresql":
+            return int(
+                self.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND state = 'active' AND query LIKE 'SELECT pg_sleep%%'"
+                )
+            )
+        return int(
+            self.scalar(
+                "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
+                "AND info LIKE 'SELECT SLEEP%%'"
+            )
+        )
+
+    def kill(self, connection_id: int) -> None:
+        """End a connection of somebody else."""
+        statement = "KILL {}" if self.kind == "mysql" else "SELECT pg_terminate_backend({})"
+        self.run(statement.format(connection_id))
+
+
+async def connection_id(session: AsyncSession) -> int:
+    """Give the server's number of the connection of a session."""
+    mysql = session.get_bind().dialect.name == "mysql"
+    asked = "SELECT connection_id()" if mysql else "SELECT pg_backend_pid()"
+    connection = await session.connection()
+    return int((await connection.exec_driver_sql(asked)).scalar_one())
+
+
+async def doom(session: AsyncSession, observer: Observer) -> None:
+    """Do something after which the COMMIT of a session's transaction fails."""
+    if observer.kind == "mysql":
+        observer.kill(await connection_id(session))
+    else:
+        session.add(Part(item_id=-1))
+        await session.flush()
+
+
+class SlowQuery:
+    """A query that takes five seconds, and tells when it is under way."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._begun = threading.Event()
+
+    async def run(self, session: AsyncSession) -> None:
+        """Run it."""
+        if self._observer.kind == "sqlite":
+            raw: Any = await (await session.connection()).get_raw_connection()
+            await raw.driver_connection.create_function("nap", 0, self._nap)
+        await session.execute(text(_SLOW_QUERIES[self._observer.kind]))
+
+    def _nap(self) -> None:
+        self._begun.set()
+        time.sleep(0.01)
+
+    async def begun(self) -> None:
+        """Wait until the database works at it."""
+        if self._observer.kind == "sqlite":
+            await eventually(self._begun.is_set, within=5)
+        else:
+            await eventually(lambda: self._observer.slow_queries() == 1, within=5)
+
+
+@contextmanager
+def without_garbage_collector() -> Iterator[None]:
+    """Nothing may be left to the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def eventually(condition: Callable[[], object], *, within: float = 1.0) -> None:
+    """Wait until something is so, or fail."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        await asyncio.sleep(0.01)
+
+
+def checked_out(app: Shop) -> int:
+    """Count the connections that are out of the pool."""
+    return int(app.ctx.db.pool_status()["checked_out"])
+
+
+async def settled(app: Shop, observer: Observer, *, within: float = 1.0) -> None:
+    """Wait until no connection is out and no transaction is open."""
+    await eventually(lambda: checked_out(app) == 0, within=within)
+    await eventually(lambda: observer.open_transactions() == 0, within=within)
+
+
+@dataclass
+class RawClient:
+    """A client that can leave whenever it wants."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, head: str, body: bytes = b"") -> None:
+        """Send a request, or a part of one."""
+        lines = [*head.splitlines(), "Host: shop", "", ""]
+        self.writer.write("\r\n".join(lines).encode() + body)
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Read one answer; the connection stays open."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().lower().splitlines()
+        length = next((line for line in lines if line.startswith("content-length:")), ":0")
+        body = await self.reader.readexactly(int(length.partition(":")[2]))
+        return int(lines[0].split()[1]), body
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self.writer.close()
+
+
+@asynccontextmanager
+async def raw_client(client: httpx.AsyncClient) -> AsyncIterator[RawClient]:
+    """Connect to the server of another client."""
+    host, port = client.base_url.host, client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        yield RawClient(reader, writer)
+    finally:
+        writer.close()
+
+
+class Proxy:
+    """Stands between an app and its database, to hold back answers or to cut all lines.
+
+    A SQLite database has no line: there the COMMIT itself is held back.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._url = make_url(database_url)
+        self._held = asyncio.Event()
+        self._let_go = threading.Event()
+        self._let_go.set()
+        self._hold = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """The URL of the database behind the proxy."""
+        if self._url.host is None:
+            return self._url.render_as_string(hide_password=False)
+        return self._url.set(port=self._port).render_as_string(hide_password=False)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file."""
+        return self._url.host is None
+
+    async def up(self) -> None:
+        """Let connections through."""
+        if not self.is_file:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+            self._port = self._server.sockets[0].getsockname()[1]
+
+    async def down(self) -> None:
+        """Cut every connection and refuse new ones."""
+        self.release()
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def hold_commits(self) -> None:
+        """Hold back the answer to the next COMMIT."""
+        self._hold = True
+        self._let_go.clear()
+
+    async def held(self) -> None:
+        """Wait until a COMMIT is under way."""
+        await asyncio.wait_for(self._held.wait(), 5)
+
+    def release(self) -> None:
+        """Let the answer through."""
+        self._hold = False
+        self._let_go.set()
+
+    async def watch(self, session: AsyncSession) -> None:
+        """Have the next COMMIT of a file held back."""
+        if self.is_file:
+            loop = asyncio.get_running_loop()
+
+            def trace(statement: str) -> None:
+                if self._hold and statement == "COMMIT":
+                    loop.call_soon_threadsafe(self._held.set)
+                    self._let_go.wait(5)
+
+            raw: Any = await (await session.connection()).get_raw_connection()
+            await raw.driver_connection.set_trace_callback(trace)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._url.host, self._url.port)
+        self._writers |= {writer, back}
+        held = asyncio.Event()
+        try:
+            await asyncio.gather(self._ask(reader, back, held), self._answer(there, writer, held))
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            for each in (writer, back):
+                self._writers.discard(each)
+                each.close()
+
+    async def _ask(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: asyncio.Event
+    ) -> None:
+        while data := await source.read(65536):
+            # MariaDB's drivers begin with SET AUTOCOMMIT.
+            if self._hold and b"COMMIT" in data.replace(b"AUTOCOMMIT", b""):
+                held.set()
+                self._held.set()
+            target.write(data)
+        target.close()
+
+    async def _answer(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: asyncio.Event
+    ) -> None:
+        while data := await source.read(65536):
+            if held.is_set():
+                await eventually(self._let_go.is_set, within=5)
+            target.write(data)
+        target.close()
+
+
+@asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[Proxy]:
+    """Put a proxy before a database."""
+    proxy = Proxy(database_url)
+    await proxy.up()
+    try:
+        yield proxy
+    finally:
+        await proxy.down()
+
+
+Message = dict[str, Any]
+
+
+@dataclass
+class ASGIAnswer:
+    """What an app has sent to an ASGI server."""
+
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """The status, or 0 if there was none."""
+        starts = [each for each in self.messages if each["type"] == "http.response.start"]
+        return int(starts[0]["status"]) if starts else 0
+
+    @property
+    def body(self) -> bytes:
+        """What there is of the body."""
+        return b"".join(each.get("body", b"") for each in self.messages)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body was ended."""
+        return bool(self.messages) and self.messages[-1].get("more_body", True) is False
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+class ASGIServer:
+    """Calls an app as an ASGI server does, message by message."""
+
+    def __init__(self, app: Shop) -> None:
+        self.app = app
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *received: Message,
+        headers: dict[str, str] | None = None,
+        send: Callable[[Message], Awaitable[None]] | None = None,
+    ) -> ASGIAnswer:
+        """Send one request; without messages it has an empty body."""
+        answer = ASGIAnswer()
+        left = list(received or [{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive() -> Message:
+            return left.pop(0) if left else {"type": "http.disconnect"}
+
+        async def take(message: Message) -> None:
+            if send is not None:
+                await send(message)
+            answer.messages.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+        }
+        # A server runs each request in a task of its own.
+        await asyncio.get_running_loop().create_task(self.app(scope, receive, take))
+        return answer
+
+
+@asynccontextmanager
+async def asgi_serving(app: Shop) -> AsyncIterator[ASGIServer]:
+    """Run an app with all its listeners under the ASGI protocol."""
+    inbox: asyncio.Queue[Message] = asyncio.Queue()
+    outbox: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def say(message: str) -> None:
+        await inbox.put({"type": f"lifespan.{message}"})
+        answer = await asyncio.wait_for(outbox.get(), 10)
+        assert answer["type"] == f"lifespan.{message}.complete", answer
+
+    lifespan = asyncio.create_task(app({"type": "lifespan"}, inbox.get, outbox.put))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.wait_for, lifespan, 10)
+        stack.push_async_callback(say, "shutdown")
+        await say("startup")
+        yield ASGIServer(app)

@@ -1,0 +1,503 @@
+"""The engine does what the settings say: the databases themselves are asked."""
+
+import asyncio
+import contextvars
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import NullPool, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sanic_db_bp.dialects import backend_of, parse_url
+from sanic_db_bp.engine import make_engine
+from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
+from sanic_db_bp.pool import FairPool
+from sanic_db_bp.settings import DatabaseSettings
+from tests.servers import Server, create_database
+
+ON_POSTGRESQL = ("postgresql-asyncpg", "postgresql-psycopg")
+ON_MARIADB = ("mariadb-asyncmy", "mariadb-aiomysql")
+DRIVERS = {
+    "postgresql": ("postgresql+asyncpg", "postgresql+psycopg"),
+    "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
+}
+
+Engines = Callable[..., AsyncEngine]
+
+
+@pytest.fixture
+async def engine_of() -> AsyncIterator[Engines]:
+    """Makes engines, which are disposed at the end."""
+    engines: list[AsyncEngine] = []
+
+    def make(url: str, *, read_only: bool = False, **values: Any) -> AsyncEngine:
+        settings = DatabaseSettings(url=url, env_file=None, **values)
+        engines.append(make_engine(settings, parse_url(url), read_only=read_only))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        await engine.dispose()
+
+
+async def ask(engine: AsyncEngine, *statements: str) -> list[Any]:
+    async with engine.connect() as connection:
+        return [await connection.scalar(text(statement)) for statement in statements]
+
+
+async def create_table(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (id INTEGER PRIMARY KEY)"))
+
+
+# Reading alone
+
+
+@pytest.mark.parametrize("pgbouncer", [False, True])
+async def test_the_database_refuses_to_write_on_the_read_engine(
+    engine_of: Engines, database_url: str, pgbouncer: bool
+) -> None:
+    """Rows and tables stay as they are, whatever statement is sent; reading works."""
+    writing = engine_of(database_url)
+    await create_table(writing)
+    reading = engine_of(database_url, read_only=True, pgbouncer=pgbouncer)
+    for statement in (
+        "INSERT INTO t VALUES (1)",
+        "DELETE FROM t",
+        "DROP TABLE t",
+        "CREATE TABLE u (id INTEGER)",
+    ):
+        async with reading.connect() as connection:
+            with pytest.raises(DBAPIError):
+                await connection.execute(text(statement))
+    assert await ask(reading, "SELECT count(*) FROM t") == [0]
+
+
+async def test_each_read_sees_what_was_committed_before(
+    engine_of: Engines, database_url: str
+) -> None:
+    """On the read engine every statement is a transaction of its own."""
+    writing, reading = engine_of(database_url), engine_of(database_url, read_only=True)
+    await create_table(writing)
+    async with reading.connect() as connection:
+        counts = [await connection.scalar(text("SELECT count(*) FROM t"))]
+        async with writing.begin() as other:
+            await other.execute(text("INSERT INTO t VALUES (1)"))
+        counts.append(await connection.scalar(text("SELECT count(*) FROM t")))
+    assert counts == [0, 1]
+
+
+# Timeouts
+
+
+@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_postgresql_knows_the_timeouts(
+    engine_of: Engines, database_url: str, read_only: bool
+) -> None:
+    """As the server tells them: as set, and none for zero."""
+    statement, idle = "SHOW statement_timeout", "SHOW idle_in_transaction_session_timeout"
+    for seconds, shown in ((1.5, "1500ms"), (0, "0"), (2_000_000, "2000000s")):
+        engine = engine_of(
+            database_url,
+            read_only=read_only,
+            statement_timeout=seconds,
+            idle_in_transaction_timeout=seconds,
+        )
+        assert await ask(engine, statement, idle) == [shown, shown]
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ON_MARIADB, indirect=True)
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_mariadb_knows_the_timeouts(
+    engine_of: Engines, database_url: str, read_only: bool
+) -> None:
+    """As the server tells them; its idle timeout counts whole seconds."""
+    statement, idle = "SELECT @@max_statement_time", "SELECT @@idle_transaction_timeout"
+    for seconds, shown in ((1.5, [1.5, 2]), (0.4, [0.4, 1]), (0, [0, 0])):
+        engine = engine_of(
+            database_url,
+            read_only=read_only,
+            statement_timeout=seconds,
+            idle_in_transaction_timeout=seconds,
+        )
+        told = await ask(engine, statement, idle)
+        assert [float(told[0]), told[1]] == shown
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_the_server_ends_a_long_statement(
+    engine_of: Engines, database_url: str, read_only: bool
+) -> None:
+    """STATEMENT_TIMEOUT is in force, and the connection is good afterwards."""
+    sleep = "SELECT pg_sleep(9)" if "postgresql" in database_url else "SELECT SLEEP(9)"
+    engine = engine_of(database_url, read_only=read_only, pool_size=1, statement_timeout=0.1)
+    async with asyncio.timeout(5), engine.connect() as connection:
+        with pytest.raises(DBAPIError, match=r"statement timeout|max_statement_time"):
+            await connection.execute(text(sleep))
+    assert await ask(engine, "SELECT 1") == [1]
+
+
+@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+async def test_the_server_ends_an_idle_transaction(engine_of: Engines, database_url: str) -> None:
+    """IDLE_IN_TRANSACTION_TIMEOUT is in force; the connection is replaced at its next use."""
+    engine = engine_of(database_url, pool_size=1, idle_in_transaction_timeout=0.3)
+    await create_table(engine)
+    async with asyncio.timeout(5):
+        async with engine.connect() as connection:
+            await connection.execute(text("INSERT INTO t VALUES (1)"))
+            raw = await connection.get_raw_connection()
+            while not backend_of(engine.url).is_closed(raw.driver_connection):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            with pytest.raises(DBAPIError):
+                await connection.execute(text("SELECT 1"))
+    assert await ask(engine, "SELECT count(*) FROM t") == [0]
+
+
+@pytest.mark.parametrize(
+    "driver", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "mysql+aiomysql"]
+)
+async def test_a_server_that_never_answers_is_given_up(engine_of: Engines, driver: str) -> None:
+    """The attempt to connect is bounded, also where the socket opens and nothing comes."""
+    async with silent_server() as port, asyncio.timeout(4):
+        engine = engine_of(f"{driver}://u@127.0.0.1:{port}/d?connect_timeout=1")
+        with pytest.raises(DatabaseUnavailable, match="connecting failed"):
+            await engine.connect()
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """A server that listens and never says a word."""
+    clients: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, client: clients.append(client), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for client in clients:
+        client.transport.abort()
+    await asyncio.gather(*[client.wait_closed() for client in clients], return_exceptions=True)
+
+
+# Transactions
+
+
+@pytest.mark.parametrize(
+    ("database_url", "level", "question", "told"),
+    [
+        ("sqlite", "READ UNCOMMITTED", "PRAGMA read_uncommitted", 1),
+        ("sqlite", "SERIALIZABLE", "PRAGMA read_uncommitted", 0),
+        *(
+            (each, "SERIALIZABLE", "SHOW transaction_isolation", "serializable")
+            for each in ON_POSTGRESQL
+        ),
+        *(
+            (each, "READ COMMITTED", "SELECT @@tx_isolation", "READ-COMMITTED")
+            for each in ON_MARIADB
+        ),
+    ],
+    indirect=["database_url"],
+)
+async def test_the_isolation_level_is_in_force(
+    engine_of: Engines, database_url: str, level: str, question: str, told: object
+) -> None:
+    """Every transaction of the engine has the level of the settings."""
+    engine = engine_of(database_url, isolation_level=level)
+    assert await ask(engine, question) == [told]
+
+
+async def test_savepoints_work(engine_of: Engines, database_url: str) -> None:
+    """What was done since the savepoint is gone, the rest is kept."""
+    engine = engine_of(database_url)
+    await create_table(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO t VALUES (1)"))
+        async with connection.begin_nested() as savepoint:
+            await connection.execute(text("INSERT INTO t VALUES (2)"))
+            await savepoint.rollback()
+        async with connection.begin_nested():
+            await connection.execute(text("INSERT INTO t VALUES (3)"))
+    assert await ask(engine, "SELECT count(*) FROM t", "SELECT sum(id) FROM t") == [2, 4]
+
+
+async def test_a_rollback_takes_everything_back(engine_of: Engines, database_url: str) -> None:
+    """Also a row that was written after a read."""
+    engine = engine_of(database_url)
+    await create_table(engine)
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT * FROM t"))
+        await connection.execute(text("INSERT INTO t VALUES (1)"))
+        await connection.rollback()
+    assert await ask(engine, "SELECT count(*) FROM t") == [0]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", *ON_POSTGRESQL], indirect=True)
+async def test_a_failed_commit_leaves_no_transaction(engine_of: Engines, database_url: str) -> None:
+    """Nothing of it remains, and the connection begins the next one clean."""
+    engine = engine_of(database_url, pool_size=1)
+    await create_table(engine)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("CREATE TABLE u (t INTEGER REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)")
+        )
+    async with engine.connect() as connection:
+        await connection.execute(text("INSERT INTO u VALUES (7)"))
+        with pytest.raises(IntegrityError):
+            await connection.commit()
+    assert await ask(engine, "SELECT count(*) FROM u") == [0]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_is_set_up_for_concurrent_readers(
+    engine_of: Engines, database_url: str
+) -> None:
+    """WAL, foreign keys and a busy timeout, and one connection that writes."""
+    pragmas = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout", "query_only")
+    questions = [f"PRAGMA {pragma}" for pragma in pragmas]
+    writing = engine_of(database_url, pool_size=5)
+    assert await ask(writing, *questions) == ["wal", 1, 1, 30_000, 0]
+    assert pool_size(writing) == 1
+    reading = engine_of(database_url, pool_size=5, read_only=True)
+    assert await ask(reading, *questions) == ["wal", 1, 2, 30_000, 1]
+    assert pool_size(reading) == 5
+
+
+def pool_size(engine: AsyncEngine) -> int:
+    assert isinstance(engine.pool, FairPool)
+    return engine.pool.size()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_takes_the_lock_at_the_begin(engine_of: Engines, database_url: str) -> None:
+    """Another process cannot write between a transaction's read and its write."""
+    engine = engine_of(database_url)
+    other = engine_of(database_url, connect_args={"timeout": 0})
+    await create_table(engine)
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT * FROM t"))
+        with pytest.raises(DBAPIError, match="database is locked"):
+            async with other.begin():
+                pass
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_takes_no_lock_in_autocommit(engine_of: Engines, database_url: str) -> None:
+    """VACUUM and the like run outside of a transaction."""
+    engine = engine_of(database_url).execution_options(isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(text("VACUUM"))
+
+
+@pytest.mark.parametrize("database_url", ON_MARIADB, indirect=True)
+async def test_mariadb_speaks_utf8mb4(engine_of: Engines, database_url: str) -> None:
+    """Every character can be sent and read."""
+    assert await ask(engine_of(database_url), "SELECT @@character_set_client") == ["utf8mb4"]
+
+
+# Connections
+
+
+def drivers_of(server: Server) -> tuple[str, str]:
+    return DRIVERS[server.url.partition(":")[0]]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_connections_closed_by_a_restart_are_replaced(
+    engine_of: Engines, own_server: Server, end: str
+) -> None:
+    """After the server was away every idle connection of either pool works again, at first try."""
+    engines = []
+    for driver in drivers_of(own_server):
+        url = create_database(own_server.url, driver)
+        engines += [engine_of(url, pool_size=3), engine_of(url, pool_size=3, read_only=True)]
+    for _ in range(2):
+        answers = await asyncio.gather(*[ask(e, "SELECT 1") for e in engines for _ in range(3)])
+        assert answers == [[1]] * 12
+        if end == "kill":
+            await asyncio.to_thread(own_server.kill)
+        else:
+            await asyncio.to_thread(own_server.stop)
+        await asyncio.to_thread(own_server.start)
+
+
+async def test_a_server_that_is_away_is_told_without_credentials(
+    engine_of: Engines, own_server: Server
+) -> None:
+    """The error names the database and what happened, never the password."""
+    engines = []
+    for driver in drivers_of(own_server):
+        url = create_database(own_server.url, driver).replace("@", ":s3cret@", 1)
+        engines.append(engine_of(url))
+    own_server.stop()
+    for engine in engines:
+        with pytest.raises(DatabaseUnavailable, match="'db'") as caught:
+            await engine.connect()
+        assert "s3cret" not in str(caught.value) + repr(caught.value) + repr(caught.value.__cause__)
+
+
+async def test_a_recycled_connection_is_replaced(engine_of: Engines, database_url: str) -> None:
+    """POOL_RECYCLE closes a connection that is too old and opens another."""
+    engine = engine_of(database_url, pool_recycle=0, pool_size=1)
+    seen = set()
+    for _ in range(2):
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            seen.add(raw.driver_connection)
+    assert len(seen) == 2
+
+
+async def test_pre_ping_can_be_asked_for(engine_of: Engines, database_url: str) -> None:
+    """POOL_PRE_PING works on every driver."""
+    engine = engine_of(database_url, pool_pre_ping=True, pool_size=1)
+    assert await ask(engine, "SELECT 1") == [1]
+    assert await ask(engine, "SELECT 2") == [2]
+
+
+class Upload:
+    """Something big that belongs to a request."""
+
+
+current: contextvars.ContextVar[Upload] = contextvars.ContextVar("current")
+
+
+async def in_request(engine: AsyncEngine) -> weakref.ref[Upload]:
+    upload = Upload()
+    current.set(upload)
+    assert await ask(engine, "SELECT 1") == [1]
+    return weakref.ref(upload)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_connection_keeps_no_request_alive(
+    engine_of: Engines, database_url: str, read_only: bool
+) -> None:
+    """What a context variable held while a connection was opened is free when its task ends."""
+    engine = engine_of(database_url, read_only=read_only)
+    upload = await asyncio.create_task(in_request(engine))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert upload() is None
+
+
+async def test_a_connection_opened_again_keeps_no_request_alive(
+    engine_of: Engines, database_url: str
+) -> None:
+    """The same holds for one that takes the place of a closed one."""
+    engine = engine_of(database_url, pool_recycle=0, pool_size=1)
+    assert await ask(engine, "SELECT 1") == [1]
+    upload = await asyncio.create_task(in_request(engine))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert upload() is None
+
+
+# What is passed through
+
+
+async def test_engine_options_reach_sqlalchemy(engine_of: Engines, database_url: str) -> None:
+    """ENGINE_OPTIONS win over what the package would choose, the pool's class too."""
+    engine = engine_of(database_url, engine_options={"poolclass": NullPool})
+    assert isinstance(engine.pool, NullPool)
+    assert await ask(engine, "SELECT 1") == [1]
+
+
+async def test_unknown_engine_options_stop_the_start(engine_of: Engines, database_url: str) -> None:
+    """The error names the variable and the option, not its value."""
+    with pytest.raises(ConfigurationError, match="ENGINE_OPTIONS") as caught:
+        engine_of(database_url, engine_options={"pool_sise": "s3cret"})
+    assert "pool_sise" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql-psycopg"], indirect=True)
+async def test_connect_args_reach_the_driver(engine_of: Engines, database_url: str) -> None:
+    """CONNECT_ARGS are the driver's own arguments."""
+    engine = engine_of(database_url, connect_args={"application_name": "shop"})
+    assert await ask(engine, "SHOW application_name") == ["shop"]
+
+
+@pytest.mark.parametrize(
+    ("database_url", "arguments"),
+    [
+        ("postgresql-asyncpg", {"server_settings": {"jit": "off"}}),
+        ("postgresql-psycopg", {"options": "-c jit=off"}),
+    ],
+    indirect=["database_url"],
+)
+async def test_connect_args_keep_the_timeouts(
+    engine_of: Engines, database_url: str, arguments: dict[str, Any]
+) -> None:
+    """Server settings of the user's own stand beside those of the package."""
+    engine = engine_of(database_url, connect_args=arguments)
+    assert await ask(engine, "SHOW jit", "SHOW statement_timeout") == ["off", "1min"]
+    reading = engine_of(database_url, read_only=True, connect_args=arguments)
+    assert await ask(reading, "SHOW jit", "SHOW default_transaction_read_only") == ["off", "on"]
+
+
+async def test_echo_logs_every_statement(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ECHO turns SQLAlchemy's own log on."""
+    await ask(engine_of(database_url, echo=True), "SELECT 41 + 1")
+    assert any("SELECT 41 + 1" in record.getMessage() for record in caplog.records)
+
+
+# Slow statements
+
+
+async def test_slow_statements_are_logged_without_parameters(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A statement over SLOW_QUERY_MS is a warning with its text and its time."""
+    engine = engine_of(database_url, slow_query_ms=0.000001)
+    with caplog.at_level(logging.WARNING, "sanic.root.db"):
+        async with engine.connect() as connection:
+            await connection.scalar(text("SELECT :secret"), {"secret": "s3cret"})
+    slow = [record for record in caplog.records if record.message.startswith("slow statement")]
+    assert any("SELECT" in record.message for record in slow)
+    assert all(record.levelno == logging.WARNING for record in slow)
+    assert "s3cret" not in caplog.text
+
+
+async def test_quick_statements_are_not_logged(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Below the limit, and without one, there is no line."""
+    for limit in (60_000, None):
+        await ask(engine_of(database_url, slow_query_ms=limit), "SELECT 1")
+    assert "slow statement" not in caplog.text
+
+
+@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+async def test_a_slow_statement_that_fails_is_logged_too(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that run into the timeout are the slowest of all."""
+    engine = engine_of(database_url, slow_query_ms=50, statement_timeout=0.1)
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("SELECT pg_sleep(9)"))
+    assert "pg_sleep" in caplog.text
+
+
+# The end of a transaction, without a bridge
+
+
+@pytest.mark.parametrize("end", ["do_commit", "do_rollback"])
+async def test_transactions_can_be_ended_outside_of_a_greenlet(
+    engine_of: Engines, database_url: str, end: str
+) -> None:
+    """SQLAlchemy's own clean-up may end a transaction where nothing can be awaited."""
+    engine = engine_of(database_url)
+    ended: list[str] = []
+    plain = SimpleNamespace(commit=lambda: ended.append(end), rollback=lambda: ended.append(end))
+    getattr(engine.dialect, end)(plain)
+    assert ended == [end]

@@ -1,0 +1,365 @@
+"""Servers in processes of their own: how they start, and how they refuse to."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+import sanic_db_bp
+from tests.servers import Server, create_database
+
+SECRET = "s3cr3t-pass"
+PATIENCE = 30.0
+"""Seconds that a process may take on a busy machine."""
+
+APP = """
+import os
+
+from sanic import Sanic, json
+from sqlalchemy import String, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sanic_db_bp import DatabaseBlueprint
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(20))
+
+
+class OtherSession(Session):
+    pass
+
+
+app = Sanic("shop")
+app.config.MOTD = False
+app.blueprint(DatabaseBlueprint(metadata=Base.metadata))
+
+
+@app.get("/")
+async def index(request, session: Session):
+    return json(session.scalar(select(func.count()).select_from(Note)))
+
+
+@app.get("/alive")
+async def alive(request, session: Session):
+    return json(session.scalar(select(1)))
+
+
+@app.before_server_start
+async def seed(app):
+    async with app.ctx.db.session() as session:
+        if os.environ.get("SEED"):
+            session.add(Note(text="seeded"))
+    if os.environ.get("FAIL"):
+        raise RuntimeError("the app's own listener failed")
+
+
+if os.environ.get("ASK_FOR_OTHER"):
+
+    @app.get("/other")
+    async def other(request, session: OtherSession):
+        return json(None)
+"""
+
+
+class Process:
+    """A server in a process group of its own, its output in a file."""
+
+    def __init__(self, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.command = command
+        self.environment = environment
+        self.port = _free_port()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
+
+    def __enter__(self) -> Self:
+        with (self.folder / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *self.command, "--port", str(self.port)],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return self
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("SANIC_")
+        }
+        package = str(Path(sanic_db_bp.__file__).parents[1])
+        return {**inherited, "PYTHONPATH": package, "PYTHONUNBUFFERED": "1", **self.environment}
+
+    def __exit__(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.client.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def output(self) -> str:
+        """Everything that the server and its workers have written."""
+        return (self.folder / "output").read_text(errors="replace")
+
+    @property
+    def words(self) -> str:
+        """The output as one line, without the frames that Sanic draws round its errors."""
+        return " ".join(self.output.replace("▐", " ").replace("│", " ").split())
+
+    def wait_for(self, *texts: str, times: int = 1) -> None:
+        """Wait until the server has written a text."""
+        self._wait(lambda: all(self.words.count(text) >= times for text in texts), texts)
+
+    def wait_for_end(self) -> int:
+        """Wait until the server has ended; returns its exit code."""
+        self._wait(lambda: self._process.poll() is not None, "the end")
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    def wait_until_served(self, path: str = "/alive") -> None:
+        """Wait until the server answers."""
+
+        def answers() -> bool:
+            with suppress(httpx.TransportError):
+                return self.client.get(path).status_code == 200
+            return False
+
+        self._wait(answers, path)
+
+    def _wait(self, condition: Callable[[], bool], what: object) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited in vain for {what}:\n{self.output}")
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        """Ask the server to stop; returns its exit code."""
+        # Sanic's manager misses the end of its workers if it comes while it still starts.
+        time.sleep(1)
+        self._process.terminate()
+        return self.wait_for_end()
+
+    def wait_until_nobody_is_left(self) -> None:
+        """Wait until no process of the server's group runs any more."""
+
+        def nobody() -> bool:
+            command = ["ps", "-eo", "pgid=,stat="]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            processes = [line.split() for line in listing.splitlines()]
+            return not any(
+                int(group) == self._process.pid and not state.startswith("Z")
+                for group, state in processes
+            )
+
+        self._wait(nobody, "the end of all workers")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+SINGLE = ["-m", "sanic", "shop:app", "--single-process"]
+WORKERS = ["-m", "sanic", "shop:app", "--workers", "2"]
+FAST = ["-m", "sanic", "shop:app", "--fast"]
+ASGI = ["-m", "uvicorn", "shop:app"]
+
+MODES = pytest.mark.parametrize(
+    "command", [SINGLE, WORKERS, ASGI], ids=["single", "workers", "asgi"]
+)
+"""Every kind of server that the package has to start and fail in."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Process]:
+    """Make a server of the app in a folder of its own."""
+    (tmp_path / "shop.py").write_text(APP)
+
+    def make(command: list[str], **environment: str) -> Process:
+        return Process(tmp_path, command, environment)
+
+    return make
+
+
+# --- It starts
+
+
+@pytest.mark.parametrize(
+    ("command", "workers"),
+    [(SINGLE, 1), (WORKERS, 2), (FAST, 0), (ASGI, 1)],
+    ids=["single", "workers", "fast", "asgi"],
+)
+def test_the_server_starts_creates_its_tables_once_and_stops(
+    start: Callable[..., Process], tmp_path: Path, command: list[str], workers: int
+) -> None:
+    """Each worker has the database, at most one creates the tables; the end is clean."""
+    with start(command, SANIC_DB_CREATE_TABLES="true", SEED="yes") as server:
+        server.wait_until_served()
+        if workers > 1:
+            server.wait_for("Worker ready", times=workers)
+        count = server.client.get("/").json()
+        assert count == workers if workers else count >= 1
+        assert "database db: sqlite+aiosqlite:///shop.db" in server.output
+        server.client.close()
+        assert server.stop() in ({0, -signal.SIGTERM} if command is ASGI else {0})
+        assert "Traceback" not in server.output
+        assert "ERROR" not in server.output
+        server.wait_until_nobody_is_left()
+    assert (tmp_path / "shop.db").exists()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+def test_workers_do_not_race_for_the_tables(
+    start: Callable[..., Process], database_url: str
+) -> None:
+    """On a server database too, one worker of two creates the tables, and neither fails."""
+    environment = {"SANIC_DB_URL": database_url, "SANIC_DB_CREATE_TABLES": "true"}
+    with start(WORKERS, **environment) as server:
+        server.wait_for("Worker ready", times=2)
+        assert server.client.get("/").json() == 0
+        server.client.close()
+        assert server.stop() == 0
+        assert "Traceback" not in server.output
+
+
+# --- Wrong settings
+
+
+@MODES
+def test_wrong_settings_stop_the_start_and_are_all_told(
+    start: Callable[..., Process], command: list[str]
+) -> None:
+    """Every wrong variable is named, no value is shown, and the exit code is not zero."""
+    environment = {
+        "SANIC_DB_URL": f"nonsense://me:{SECRET}@host/shop",
+        "SANIC_DB_PASSWORD": SECRET,
+        "SANIC_DB_POOL_SIZE": "none",
+        "SANIC_DB_COMMIT": "sometimes",
+    }
+    with start(command, **environment) as server:
+        assert server.wait_for_end() != 0
+        for variable in ("SANIC_DB_URL", "SANIC_DB_POOL_SIZE", "SANIC_DB_COMMIT"):
+            assert f"- {variable}:" in server.words
+        assert "3 wrong database settings" in server.words
+        assert SECRET not in server.output
+        server.wait_until_nobody_is_left()
+
+
+def test_an_unknown_session_stops_the_start(start: Callable[..., Process]) -> None:
+    """The process ends although the database was open already."""
+    with start(SINGLE, ASK_FOR_OTHER="yes") as server:
+        assert server.wait_for_end() != 0
+        assert "asks for 'session: OtherSession'" in server.words
+
+
+@MODES
+def test_a_failing_listener_of_the_app_stops_the_start(
+    start: Callable[..., Process], command: list[str]
+) -> None:
+    """An open connection does not keep the process alive."""
+    with start(command, FAIL="yes") as server:
+        assert server.wait_for_end() != 0
+        assert "the app's own listener failed" in server.words
+        server.wait_until_nobody_is_left()
+
+
+# --- The database is down
+
+
+@MODES
+def test_the_start_waits_for_the_database_and_then_fails(
+    start: Callable[..., Process], command: list[str]
+) -> None:
+    """After ``STARTUP_TIMEOUT`` the server gives up with a non-zero code, and does not restart."""
+    environment = {
+        "SANIC_DB_URL": f"postgresql://me:{SECRET}@127.0.0.1:{_free_port()}/shop",
+        "SANIC_DB_STARTUP_TIMEOUT": "0.5",
+        "SANIC_DB_ECHO": "true",
+    }
+    with start(command, **environment) as server:
+        assert server.wait_for_end() != 0
+        assert "waiting for it to come up" in server.words
+        assert "The database 'db' is unavailable: connecting failed" in server.words
+        assert "me:***@127.0.0.1" in server.words
+        assert SECRET not in server.output
+        starts = server.output.count("database db: postgresql+asyncpg://")
+        assert starts == (2 if command is WORKERS else 1), "no worker was started again"
+        server.wait_until_nobody_is_left()
+
+
+@MODES
+def test_the_server_comes_up_when_the_database_does(
+    start: Callable[..., Process], tmp_path: Path, command: list[str]
+) -> None:
+    """A database that appears within ``STARTUP_TIMEOUT`` is used."""
+    folder = tmp_path / "later"
+    workers = 2 if command is WORKERS else 1
+    environment = {"SANIC_DB_URL": f"sqlite:///{folder}/shop.db", "SEED": ""}
+    with start(command, **environment) as server:
+        server.wait_for("waiting for it to come up", times=workers)
+        folder.mkdir()
+        server.wait_until_served()
+        assert server.client.get("/alive").json() == 1
+
+
+def test_the_server_comes_up_when_its_database_server_does(
+    start: Callable[..., Process], own_server: Server
+) -> None:
+    """PostgreSQL and MariaDB may be started after the app."""
+    driver = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
+    url = create_database(own_server.url, driver[make_url(own_server.url).get_backend_name()])
+    own_server.stop()
+    with start(SINGLE, SANIC_DB_URL=url) as server:
+        server.wait_for("waiting for it to come up")
+        own_server.start()
+        server.wait_until_served()
+        assert server.client.get("/alive").json() == 1
+
+
+def test_no_output_shows_the_password(
+    start: Callable[..., Process], postgresql_server: str
+) -> None:
+    """With every log on, from the start over an error to the stop, the password is not there."""
+    url = make_url(create_database(postgresql_server, "postgresql+asyncpg"))
+    url = url.set(password=SECRET)
+    environment = {
+        "SANIC_DB_URL": url.render_as_string(hide_password=False),
+        "SANIC_DB_ECHO": "true",
+        "SANIC_DB_SLOW_QUERY_MS": "0.001",
+    }
+    with start([*SINGLE, "--debug"], **environment) as server:
+        server.wait_until_served()
+        assert server.client.get("/").status_code == 500, "there is no table"
+        assert SECRET not in server.client.get("/", headers={"accept": "text/html"}).text
+        server.client.close()
+        assert server.stop() == 0
+        assert ":***@" in server.output
+        assert SECRET not in server.output
