@@ -8,6 +8,7 @@ import re
 import select
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -519,7 +520,8 @@ def _end_at_once(connection: Any) -> None:
 
     connection._tx.put_nowait((None, roll_back))
     with suppress(RuntimeError):
-        asyncio.get_running_loop().call_later(INTERRUPT_AFTER, interrupt)
+        # In an empty context: the request that the caller serves must not be kept meanwhile.
+        asyncio.get_running_loop().call_later(INTERRUPT_AFTER, interrupt, context=Context())
 
 
 def _has_unread_input(descriptor: int) -> bool:
