@@ -16,7 +16,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .context import DEFAULT_NAME, databases_of
+from .context import DEFAULT_NAME, current_origin, databases_of, observers_of
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .injection import bridge_dependencies, install
@@ -129,6 +129,8 @@ class DatabaseBlueprint(Blueprint):
             lambda: self._settings(app, code_config),
             name=self.name,
             default_url=f"sqlite:///{app.name}{suffix}.db",
+            origin=current_origin,
+            observers=observers_of(app),
             **self._options.classes,
         )
         databases_of(app)[self.name] = database

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from .bridge import run_in_bridge
 from .exceptions import DatabaseUnavailable, NoCurrentSession
+from .observers import Observer, Origin
 from .unit_of_work import Callback, UnitOfWork, block_units
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ def databases_of(app: Sanic[Any, Any]) -> dict[str, Database]:
     if databases is None:
         databases = app.ctx._sanic_db_bp = {}
     return cast("dict[str, Database]", databases)
+
+
+def observers_of(app: Sanic[Any, Any]) -> list[Observer]:
+    """Return who observes the databases of an app, those that are registered later too."""
+    observers = getattr(app.ctx, "_sanic_db_bp_observers", None)
+    if observers is None:
+        observers = app.ctx._sanic_db_bp_observers = []
+    return cast("list[Observer]", observers)
 
 
 def default_database(app: Sanic[Any, Any]) -> Database | None:
@@ -313,6 +322,17 @@ def route_of(request: Request) -> str:
     return f"{request.method} {request.path} ({request.name})"
 
 
+def current_request() -> Request | None:
+    """Return the request on whose behalf the current code runs."""
+    return Request._current.get(None)
+
+
+def current_origin() -> Origin | None:
+    """Return what the log says of the current request."""
+    request = current_request()
+    return None if request is None else Origin(route_of(request), str(request.id))
+
+
 def is_answered(request: Request) -> bool:
     """Whether the first byte of the answer was sent."""
     return request.stream is None or request.stream.stage is not Stage.HANDLER
@@ -423,7 +443,7 @@ def current_unit(session_class: type[Session | AsyncSession] | None = None) -> U
     for unit in block_units():
         if session_class is None or unit.database.form_of(session_class):
             return unit
-    request = Request._current.get(None)
+    request = current_request()
     if request is not None:
         for database in _candidates(request.app):
             if session_class is None or database.form_of(session_class):
