@@ -176,19 +176,23 @@ class Database:
                 self.engine,
                 *self._classes,
                 expire_on_commit=self.settings.expire_on_commit,
-            )
+            ),
+            read_only=False,
         )
 
     @cached_property
     def read_factory(self) -> SessionFactory:
         """Makes the read sessions."""
         return self._observed(
-            SessionFactory(self.name, self.read_engine, *self._read_classes, expire_on_commit=False)
+            SessionFactory(
+                self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+            ),
+            read_only=True,
         )
 
-    def _observed(self, factory: SessionFactory) -> SessionFactory:
+    def _observed(self, factory: SessionFactory, *, read_only: bool) -> SessionFactory:
         for observer in self.observers:
-            observer.session_class_made(self, factory.session_class)
+            observer.session_class_made(self, factory.session_class, read_only=read_only)
         return factory
 
     @property

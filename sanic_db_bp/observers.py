@@ -36,7 +36,9 @@ class Observer:
     def engine_made(self, database: Database, engine: AsyncEngine, *, read_only: bool) -> None:
         """Called with each engine, before it has connected."""
 
-    def session_class_made(self, database: Database, session_class: type[Session]) -> None:
+    def session_class_made(
+        self, database: Database, session_class: type[Session], *, read_only: bool
+    ) -> None:
         """Called with each class of plain sessions, which belongs to this database alone."""
 
     def retried(self, database: Database) -> None:

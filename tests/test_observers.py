@@ -9,7 +9,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import AsyncReadSession, Database
+from sanic_db_bp import AsyncReadSession, Database, ReadSession
 from sanic_db_bp.context import observers_of
 from sanic_db_bp.observers import Execution, Observer, on_execution
 from tests.serving import serving
@@ -28,7 +28,10 @@ class Register(Observer):
         self.engines.append(read_only)
         on_execution(engine, self.executed)
 
-    def session_class_made(self, database: Database, session_class: type[Session]) -> None:
+    def session_class_made(
+        self, database: Database, session_class: type[Session], *, read_only: bool
+    ) -> None:
+        assert issubclass(session_class, ReadSession) is read_only
         self.session_classes.append(session_class)
 
     def executed(self, execution: Execution) -> None:
@@ -58,8 +61,9 @@ async def test_an_observer_sees_both_engines_at_each_start(database_url: str) ->
             assert (await client.get("/")).status_code == 204
         assert register.engines == [False, True] * start
         assert len(set(register.session_classes)) == 2 * start
-        app.router.reset()
-        app.signal_router.reset()
+        routers: list[Any] = [app.router, app.signal_router]
+        for router in routers:
+            router.reset()
     statements = [each for each in register.statements if each in ("SELECT 41", "SELECT 42")]
     assert statements == ["SELECT 41", "SELECT 42"] * 2
 
@@ -74,7 +78,7 @@ async def test_a_slow_statement_names_the_request(
         caplog.clear()
         await client.get("/", headers={"X-Request-ID": "r-17"})
         await app.ctx.db.run_sync(lambda session: session.execute(sql("SELECT 43")))
-    found: dict[str, Any] = {
+    found: dict[object, Any] = {
         record.args[-2]: record
         for record in caplog.records
         if record.levelno == logging.WARNING and isinstance(record.args, tuple)

@@ -59,7 +59,9 @@ class _LazyLoads(Observer):
         self._limit = limit
         self._always = always
 
-    def session_class_made(self, database: Database, session_class: type[Session]) -> None:
+    def session_class_made(
+        self, database: Database, session_class: type[Session], *, read_only: bool
+    ) -> None:
         if self._app.debug or self._always:
             event.listen(session_class, "do_orm_execute", self._count)
             event.listen(session_class, "after_transaction_end", self._report)
