@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sanic import HTTPResponse, Request, json
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -146,7 +146,7 @@ async def with_a_line_comment(session: AsyncSession) -> object:
 
 async def many(session: AsyncSession) -> object:
     rows = [{"name": str(number), "stock": 1} for number in range(50)]
-    await session.execute(Item.__table__.insert(), rows)
+    await session.execute(insert(Item), rows)
     return "tea" if await session.scalar(text("SELECT count(*) FROM item")) == 51 else None
 
 
@@ -209,7 +209,7 @@ async def test_many_rows_still_travel_together(database_url: str) -> None:
 def insert_many(session: Session) -> None:
     connection = session.connection()
     before = questions(connection)
-    connection.execute(Item.__table__.insert(), [{"name": str(n), "stock": 1} for n in range(50)])
+    connection.execute(insert(Item), [{"name": str(n), "stock": 1} for n in range(50)])
     assert questions(connection) - before <= 3
 
 
