@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.processes import Process
+from tests.processes import Process, free_port
 from tests.servers import Server, create_database
 
 SECRET = "s3cr3t-pass"
