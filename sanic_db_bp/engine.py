@@ -106,14 +106,12 @@ def _explain_failed_connects(engine: AsyncEngine, name: str) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Dialect, _record: object, args: Any, arguments: dict[str, Any]) -> Any:
         limit = arguments.get("connect_timeout") or arguments.get("timeout") or CONNECT_TIMEOUT
-        # asyncio keeps the context in which a socket was opened for as long as the socket lives:
-        # in a request's own, its body would stay in memory.
-        attempt = asyncio.get_running_loop().create_task(
-            run_in_bridge(dialect.connect, *args, **arguments), context=Context()
-        )
+        # Some drivers bound the way to the server alone, and not its answer.
+        attempt = asyncio.wait_for(run_in_bridge(dialect.connect, *args, **arguments), float(limit))
         try:
-            # Some drivers bound the way to the server alone, and not its answer.
-            return await_only(asyncio.wait_for(attempt, float(limit)))
+            # asyncio keeps the context in which a socket was opened, or a timer set, for as long as
+            # these live: in a request's own, its body would stay in memory.
+            return await_only(asyncio.get_running_loop().create_task(attempt, context=Context()))
         except Exception as error:
             reason = " ".join(str(error).split()) or "no answer"
             raise DatabaseUnavailable(
