@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
+from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .pool import FairPool
@@ -139,7 +140,7 @@ def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
 def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(dbapi_connection: Any) -> None:
         if in_greenlet():
-            await_only(uninterrupted(run_in_bridge(method, dbapi_connection), within=FINISH_WITHIN))
+            run_uninterrupted(partial(method, dbapi_connection), within=FINISH_WITHIN)
         else:
             method(dbapi_connection)
 
