@@ -16,10 +16,10 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .context import DEFAULT_NAME, databases_of
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .injection import bridge_dependencies, install
+from .registry import DEFAULT_NAME, databases_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
 
