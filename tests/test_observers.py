@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from sanic_db_bp import AsyncReadSession, Database, ReadSession
-from sanic_db_bp.context import observers_of
 from sanic_db_bp.observers import Execution, Observer, on_execution
+from sanic_db_bp.registry import observers_of
 from tests.serving import serving
 from tests.shop import Shop, make_app
 

@@ -12,9 +12,10 @@ from sanic import Sanic
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..context import current_origin, observers_of
+from ..context import current_origin
 from ..database import Database
 from ..observers import Observer, Origin
+from ..registry import observers_of
 from ._callers import calling_line
 
 logger = logging.getLogger("sanic.root.db")

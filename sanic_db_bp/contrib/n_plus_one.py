@@ -16,9 +16,10 @@ from sqlalchemy.orm import (
     SessionTransaction,
 )
 
-from ..context import current_origin, observers_of
+from ..context import current_origin
 from ..database import Database
 from ..observers import Observer
+from ..registry import observers_of
 from ._callers import calling_line
 
 logger = logging.getLogger("sanic.root.db")

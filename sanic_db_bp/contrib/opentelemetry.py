@@ -11,9 +11,10 @@ from sanic import Request, Sanic
 from sanic.response import BaseHTTPResponse
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..context import PLANS, observers_of
 from ..database import Database
 from ..exceptions import ConfigurationError
+from ..registry import observers_of
+from ..request import PLANS
 from ._usage import Outcome, PoolName, UsageObserver
 
 try:

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import raw
 
-from ..context import observers_of
 from ..database import Database
 from ..exceptions import ConfigurationError
+from ..registry import observers_of
 from ._usage import Outcome, PoolName, UsageObserver
 
 try:

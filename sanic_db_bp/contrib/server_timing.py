@@ -10,9 +10,10 @@ from sanic import Request, Sanic
 from sanic.response import BaseHTTPResponse
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..context import current_request, observers_of
+from ..context import current_request
 from ..database import Database
 from ..observers import Execution, Observer, on_execution
+from ..registry import observers_of
 
 
 @dataclass

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..context import current_request, observers_of
+from ..context import current_request
 from ..database import Database
 from ..exceptions import ConfigurationError
 from ..observers import Observer
+from ..registry import observers_of
 
 LONGEST = 128
 """Characters of a value; the client chooses some of them."""
