@@ -30,11 +30,11 @@ ON_SERVERS = ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "ma
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-async def own_statement(session: AsyncSession, *, options: dict[str, Any] | None = None) -> str:
+async def own_statement(session: AsyncSession, comment: str = "") -> str:
     """Ask the server which statement it executes: this one."""
     connection = await session.connection()
-    question = OWN_STATEMENT[connection.dialect.name]
-    answer = await connection.exec_driver_sql(question, execution_options=options)
+    question = OWN_STATEMENT[connection.dialect.name] + comment
+    answer = await connection.exec_driver_sql(question)
     return str(answer.scalar_one())
 
 
@@ -105,6 +105,19 @@ def test_an_unknown_key_is_a_configuration_error(database_url: str) -> None:
     """It is told at the installation, with the keys that there are."""
     with pytest.raises(ConfigurationError, match=r"rout: .* no such key. There are: .*route"):
         sql_comments.install(make_app(database_url), keys=["rout"])
+
+
+@pytest.mark.parametrize("database_url", ON_SERVERS, indirect=True)
+async def test_a_statement_that_has_a_comment_gets_no_other(database_url: str) -> None:
+    """Whoever comments by himself has said all, such as another instrumentation."""
+    app = make_app(database_url)
+    sql_comments.install(app, values={"k": lambda: "v"})
+    async with serving(app):
+        # PostgreSQL shows the same all through a transaction.
+        async with app.ctx.db.session() as session:
+            assert (await own_statement(session)).endswith(" /*k='v'*/")
+        async with app.ctx.db.session() as session:
+            assert (await own_statement(session, " /* mine */")).endswith(" /* mine */")
 
 
 Statement = Callable[[AsyncSession], Awaitable[object]]
