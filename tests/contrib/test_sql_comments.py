@@ -95,10 +95,14 @@ async def test_a_traceparent_that_is_none_is_left_out(database_url: str, sent: s
 
 
 @pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
-async def test_a_long_value_is_cut_off(database_url: str) -> None:
-    """A client that sends a long request id does not make every statement long."""
-    comment = await comment_seen(database_url, {"X-Request-ID": "r" * 5000}, keys=["request_id"])
-    assert comment == f"/*request_id='{'r' * 128}'*/"
+@pytest.mark.parametrize(
+    ("sent", "told"), [(b"r" * 5000, "r" * 128), (b"r\xff", "r%3F")], ids=["long", "no text"]
+)
+async def test_a_client_cannot_spoil_statements(database_url: str, sent: bytes, told: str) -> None:
+    """A long request id is cut off, and of one that is no text something is left out."""
+    async with serving(commenting_app(database_url, keys=["request_id"])) as client:
+        answer = await client.get("/items/tea", headers={b"X-Request-ID": sent})
+    assert answer.json().endswith(f" /*request_id='{told}'*/")
 
 
 def test_an_unknown_key_is_a_configuration_error(database_url: str) -> None:
