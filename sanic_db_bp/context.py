@@ -9,14 +9,28 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from .exceptions import NoCurrentSession
+from .observers import Origin
 from .registry import databases_of, default_database
-from .request import used_beside_handler
+from .request import ScopedRequest, used_beside_handler
 from .unit_of_work import Callback, UnitOfWork, block_units
 
 if TYPE_CHECKING:
     from .database import Database
 
 S = TypeVar("S", bound=Session | AsyncSession)
+
+
+def current_request() -> Request | None:
+    """Return the request on whose behalf the current code runs."""
+    return Request._current.get(None)
+
+
+def current_origin() -> Origin | None:
+    """Return what the log says of the current request."""
+    request = current_request()
+    if not isinstance(request, ScopedRequest):
+        return None
+    return Origin(request.for_log, str(request.id))
 
 
 def current_unit(session_class: type[Session | AsyncSession] | None = None) -> UnitOfWork:
@@ -31,7 +45,7 @@ def current_unit(session_class: type[Session | AsyncSession] | None = None) -> U
     for unit in block_units():
         if session_class is None or unit.database.form_of(session_class):
             return unit
-    request = Request._current.get(None)
+    request = current_request()
     if request is not None:
         for database in _candidates(request.app):
             if session_class is None or database.form_of(session_class):

@@ -197,6 +197,8 @@ async def _run(
         retries -= 1
         scope.rollback()
         await _pause(request, plan.transaction.retries - retries)
+        for unit in scope.units.values():
+            unit.database.retried()
         scope.handling = True
         kwargs.update(await plan.arguments_again(request, kwargs))
 

@@ -8,6 +8,7 @@ from sanic import Sanic
 
 if TYPE_CHECKING:
     from .database import Database
+    from .observers import Observer
 
 DEFAULT_NAME = "db"
 
@@ -18,6 +19,14 @@ def databases_of(app: Sanic[Any, Any]) -> dict[str, Database]:
     if databases is None:
         databases = app.ctx._sanic_db_bp = {}
     return cast("dict[str, Database]", databases)
+
+
+def observers_of(app: Sanic[Any, Any]) -> list[Observer]:
+    """Return who observes the databases of an app, those that are registered later too."""
+    observers = getattr(app.ctx, "_sanic_db_bp_observers", None)
+    if observers is None:
+        observers = app.ctx._sanic_db_bp_observers = []
+    return cast("list[Observer]", observers)
 
 
 def default_database(app: Sanic[Any, Any]) -> Database | None:
