@@ -133,6 +133,14 @@ class Backend:
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         raise NotImplementedError
 
+    def may_end_transaction(self, driver_error: BaseException) -> bool:
+        """Whether a statement that failed so may have ended its transaction without a word."""
+        return True
+
+    def is_whole(self, connection: Connection) -> bool:
+        """Whether COMMIT would keep all that was done since BEGIN; asked after such a failure."""
+        raise NotImplementedError
+
 
 class PostgreSQL(Backend):
     """PostgreSQL through asyncpg or psycopg 3."""
@@ -267,6 +275,14 @@ class PostgreSQL(Backend):
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         return getattr(driver_error, "sqlstate", None) in {"40001", "40P01"}
 
+    def is_whole(self, connection: Connection) -> bool:
+        # COMMIT of an aborted transaction is answered with ROLLBACK, which no driver looks at.
+        try:
+            connection.exec_driver_sql("SELECT 1")
+        except DBAPIError:
+            return False
+        return True
+
 
 class MySQL(Backend):
     """MariaDB and MySQL through asyncmy or aiomysql."""
@@ -330,6 +346,13 @@ class MySQL(Backend):
         number = driver_error.args[0] if driver_error.args else None
         return number in {self._DEADLOCK, self._LOCK_WAIT_TIMEOUT, self._RECORD_HAS_CHANGED}
 
+    def may_end_transaction(self, driver_error: BaseException) -> bool:
+        return bool(driver_error.args) and driver_error.args[0] == self._DEADLOCK
+
+    def is_whole(self, connection: Connection) -> bool:
+        # The next statement has begun another transaction, as if nothing had been.
+        return False
+
 
 class SQLite(Backend):
     """SQLite through aiosqlite: one writer at a time, readers beside it."""
@@ -368,7 +391,7 @@ class SQLite(Backend):
             @event.listens_for(engine, "begin")
             def begin(connection: Connection) -> None:
                 # Plain BEGIN fails at the first write after a read, whatever the timeout.
-                if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                if not _in_autocommit(connection):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def is_closed(self, driver_connection: Any) -> bool:
@@ -377,6 +400,11 @@ class SQLite(Backend):
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         code = getattr(driver_error, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in {self._BUSY, self._LOCKED}
+
+    def is_whole(self, connection: Connection) -> bool:
+        # A full disk, for one, ends the transaction.
+        raw = connection.connection.driver_connection
+        return bool(raw and raw.in_transaction) or _in_autocommit(connection)
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -464,6 +492,10 @@ def _execute_each(dbapi_connection: Any, statements: list[str]) -> None:
     for statement in statements:
         cursor.execute(statement)
     cursor.close()
+
+
+def _in_autocommit(connection: Connection) -> bool:
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _kill_cancelled_statements(engine: Engine) -> None:

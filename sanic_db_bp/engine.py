@@ -9,10 +9,11 @@ from contextlib import suppress
 from contextvars import Context
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, event
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
@@ -68,6 +69,7 @@ def make_engine(
     _explain_failed_connects(engine, name)
     if not read_only or settings.pgbouncer:
         _end_transactions_despite_cancellation(engine.dialect)
+        _refuse_to_commit_a_part(engine, backend)
     if settings.slow_query_ms is not None:
         _log_slow_statements(engine, settings.slow_query_ms)
     return engine
@@ -146,6 +148,34 @@ def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
             method(dbapi_connection)
 
     return run
+
+
+def _refuse_to_commit_a_part(engine: AsyncEngine, backend: Backend) -> None:
+    """Fail the COMMIT of a transaction that ended at a failed statement whose error was caught."""
+    doubtful: WeakSet[Connection] = WeakSet()
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        if context.connection is not None and backend.may_end_transaction(
+            context.original_exception
+        ):
+            doubtful.add(context.connection)
+
+    @event.listens_for(engine.sync_engine, "rollback")
+    def forget(connection: Connection) -> None:
+        doubtful.discard(connection)
+
+    @event.listens_for(engine.sync_engine, "commit")
+    def check(connection: Connection) -> None:
+        if connection in doubtful and not backend.is_whole(connection):
+            # SQLAlchemy takes the transaction for ended and would not roll it back.
+            connection.dialect.do_rollback(connection.connection)
+            raise PendingRollbackError(
+                "a statement failed, and its transaction with it; its error was caught, and what "
+                "was done before it would be lost in silence. Let the error out, or catch it "
+                "outside of a savepoint: 'with session.begin_nested()'"
+            )
+        doubtful.discard(connection)
 
 
 def _log_slow_statements(engine: AsyncEngine, milliseconds: float) -> None:
