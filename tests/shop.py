@@ -378,6 +378,7 @@ class Proxy:
         while data := await source.read(65536):
             if held.is_set():
                 await eventually(self._let_go.is_set, within=5)
+                held.clear()
             target.write(data)
         target.close()
 

@@ -265,7 +265,7 @@ class Gate:
 _QUERIES = {
     "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE gate()) "
     "SELECT count(*) FROM n",
-    "postgresql": "SELECT pg_advisory_xact_lock(1)",
+    "postgresql": "SELECT pg_advisory_lock(1), pg_advisory_unlock(1)",
     "mysql": "SELECT GET_LOCK(concat(database(), 'gate'), 30), "
     "RELEASE_LOCK(concat(database(), 'gate'))",
 }
