@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool
 
 from sanic_db_bp import DatabaseBlueprint
 
@@ -85,15 +85,19 @@ def make_app(database_url: str, **settings: Any) -> Shop:
 class Observer:
     """Another client of the database, blocking: for a look in the middle of a request."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, poolclass: type[Pool] = NullPool) -> None:
         url = make_url(database_url)
         self.kind = url.get_backend_name()
         connect_args = {"timeout": 0} if self.kind == "sqlite" else {}
         self._engine = create_engine(
             url.set(drivername=_BLOCKING_DRIVERS[self.kind]),
-            poolclass=NullPool,
+            poolclass=poolclass,
             connect_args=connect_args,
         )
+
+    def close(self) -> None:
+        """Close the connection, if one is kept."""
+        self._engine.dispose()
 
     @contextmanager
     def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
@@ -318,6 +322,7 @@ class Proxy:
 
     def hold_commits(self) -> None:
         """Hold back the answer to the next COMMIT."""
+        self._held.clear()
         self._hold = True
         self._let_go.clear()
 
@@ -373,6 +378,7 @@ class Proxy:
         while data := await source.read(65536):
             if held.is_set():
                 await eventually(self._let_go.is_set, within=5)
+                held.clear()
             target.write(data)
         target.close()
 

@@ -88,6 +88,13 @@ class MySQL(Backend):
         number = driver_error.args[0] if driver_error.args else None
         return number in {self._DEADLOCK, self._LOCK_WAIT_TIMEOUT, self._RECORD_HAS_CHANGED}
 
+    def may_end_transaction(self, driver_error: BaseException) -> bool:
+        return bool(driver_error.args) and driver_error.args[0] == self._DEADLOCK
+
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        # The next statement has begun another transaction, as if nothing had been.
+        return False
+
 
 def _kill_cancelled_statements(engine: Engine) -> None:
     """The server goes on with a statement whose client is gone, and with its locks."""

@@ -155,6 +155,17 @@ class PostgreSQL(Backend):
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         return getattr(driver_error, "sqlstate", None) in {"40001", "40P01"}
 
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        # COMMIT of an aborted transaction is answered with ROLLBACK, which no driver looks at.
+        cursor = dbapi_connection.cursor()
+        try:
+            cursor.execute("SELECT 1")
+        except Exception:
+            return False
+        finally:
+            cursor.close()
+        return True
+
 
 def _has_unread_input(descriptor: int) -> bool:
     # An idle server only speaks to say that it is going away.
