@@ -1,0 +1,195 @@
+"""The app of ``tests.faults.app``, served in a process of its own; its whole output is judged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from tests.faults.databases import SECRET, Target
+from tests.servers import HOST, free_port
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.faults.app:app"
+START_WITHIN = 30.0
+STOP_WITHIN = 20.0
+
+Way = Literal["native", "workers", "asgi"]
+
+COMMANDS: dict[Way, tuple[str, ...]] = {
+    "native": ("sanic", "--single-process", "--no-access-logs"),
+    "workers": ("sanic", "--workers=2", "--no-access-logs"),
+    "asgi": ("uvicorn", "--no-access-log", "--timeout-graceful-shutdown=2"),
+}
+READY: dict[Way, tuple[str, int]] = {
+    "native": ("ready to serve", 1),
+    "workers": ("ready to serve", 2),
+    "asgi": ("Uvicorn running", 1),
+}
+
+NEVER = (
+    SECRET,
+    "garbage collector is trying to clean up",
+    "Task was destroyed",
+    "never retrieved",
+    "never awaited",
+    "ResourceWarning",
+)
+"""What no test may see in an app's output."""
+
+
+class AppServer:
+    """A server process: its log, its state, and the signals that end it.
+
+    Args:
+        way: how Sanic is run: ``native`` in one process, two ``workers``, or ``asgi`` (uvicorn).
+        app: the module of the app, and its name there.
+        environment: the settings, by their names in the environment.
+    """
+
+    def __init__(self, way: Way, app: str, environment: dict[str, str]) -> None:
+        self.way = way
+        self.port = free_port()
+        self.log: list[str] = []
+        self._seen = 0
+        self._news = threading.Condition()
+        module, *options = COMMANDS[way]
+        address = (f"--host={HOST}", f"--port={self.port}")
+        self.process = subprocess.Popen(
+            (sys.executable, "-m", module, app, *options, *address),
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # A whole group, so that no worker stays behind.
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Where the app answers."""
+        return f"http://{HOST}:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                with self._news:
+                    self.log.append(line.rstrip("\n"))
+                    self._news.notify_all()
+
+    def wait_for(self, text: str, *, count: int = 1, within: float = START_WITHIN) -> None:
+        """Block until a text was logged so many times."""
+        deadline = time.monotonic() + within
+        with self._news:
+            while sum(text in line for line in self.log) < count:
+                left = deadline - time.monotonic()
+                assert left > 0, f"not logged: {text}"
+                assert self.process.poll() is None, f"ended with {self.process.returncode}"
+                self._news.wait(min(left, 0.2))
+
+    def new_lines(self) -> list[str]:
+        """Return what was logged since the last call."""
+        with self._news:
+            lines = self.log[self._seen :]
+            self._seen += len(lines)
+        return lines
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """Return a client of the app."""
+        return httpx.AsyncClient(base_url=self.url, timeout=20, verify=False, **options)
+
+    async def status(self) -> dict[str, Any]:
+        """Ask a worker how it is; see the app's ``/status``."""
+        async with self.client() as client:
+            status: dict[str, Any] = (await client.get("/status")).json()
+            return status
+
+    async def at_rest(self, *, within: float = 1.0) -> dict[str, Any]:
+        """Wait until nothing is checked out and no unit of work is open; returns the status."""
+        deadline = time.monotonic() + within
+        async with self.client() as client:
+            while True:
+                status: dict[str, Any] = (await client.get("/status")).json()
+                if status["checked_out"] == status["live"] == 0:
+                    return status
+                assert time.monotonic() < deadline, f"still in use: {status}"
+                await asyncio.sleep(0.02)
+
+    def terminate(self) -> None:
+        """Ask the server to stop."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, within: float = STOP_WITHIN) -> int:
+        """Block until the server has ended; returns its exit status."""
+        code = self.process.wait(within)
+        self._reader.join(within)
+        return code
+
+    def kill(self) -> None:
+        """End the server and its workers at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.wait()
+
+    def judge(self, *, tracebacks: bool) -> None:
+        """Look through all that was logged for what must never be there."""
+        never = NEVER if tracebacks else (*NEVER, "Traceback (most recent call last)")
+        bad = [line for line in self.log if any(text in line for text in never)]
+        assert bad == []
+
+
+@contextmanager
+def served(
+    target: Target,
+    way: Way = "native",
+    *,
+    app: str = APP,
+    tracebacks: bool = False,
+    **settings: object,
+) -> Iterator[AppServer]:
+    """Serve the app on a database; at the end it must stop in order, with a clean log.
+
+    Args:
+        target: the database.
+        way: how Sanic is run.
+        app: the module of the app, and its name there.
+        tracebacks: whether the test provokes errors that Sanic logs with a traceback.
+        **settings: for the environment, in lower case and without ``SANIC_``.
+    """
+    values = {
+        "SANIC_DB_URL": target.url,
+        "SANIC_DB_PASSWORD": SECRET,
+        "SANIC_DB_CREATE_TABLES": "true",
+        "SANIC_GRACEFUL_SHUTDOWN_TIMEOUT": "1",
+        **{f"SANIC_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    server = AppServer(way, app, values)
+    try:
+        server.wait_for(READY[way][0], count=READY[way][1])
+        yield server
+        if server.process.poll() is None:
+            server.terminate()
+        # uvicorn ends itself with the signal that it got.
+        assert server.wait() in (0, -signal.SIGTERM)
+        server.judge(tracebacks=tracebacks)
+    except BaseException:
+        print(*server.log, sep="\n")
+        raise
+    finally:
+        server.kill()
