@@ -239,8 +239,7 @@ def _slow_commits(dbapi_connection: Any, _record: object) -> None:
         if statement == "COMMIT":
             time.sleep(app.config.SLOW_COMMIT)
 
-    raw = dbapi_connection.driver_connection
-    dbapi_connection.await_(raw.set_trace_callback(trace))
+    dbapi_connection.run_async(lambda connection: connection.set_trace_callback(trace))
 
 
 @app.after_server_start

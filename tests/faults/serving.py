@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,8 +93,11 @@ class AppServer:
                     self.log.append(line.rstrip("\n"))
                     self._news.notify_all()
 
-    def wait_for(self, text: str, *, count: int = 1, within: float = START_WITHIN) -> None:
-        """Block until a text was logged so many times."""
+    async def wait_for(self, text: str, *, count: int = 1, within: float = START_WITHIN) -> None:
+        """Wait until a text was logged so many times."""
+        await asyncio.to_thread(self._wait_for, text, count, within)
+
+    def _wait_for(self, text: str, count: int, within: float) -> None:
         deadline = time.monotonic() + within
         with self._news:
             while sum(text in line for line in self.log) < count:
@@ -135,8 +138,11 @@ class AppServer:
         """Ask the server to stop."""
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, within: float = STOP_WITHIN) -> int:
-        """Block until the server has ended; returns its exit status."""
+    async def wait(self, within: float = STOP_WITHIN) -> int:
+        """Wait until the server has ended; returns its exit status."""
+        return await asyncio.to_thread(self._wait, within)
+
+    def _wait(self, within: float) -> int:
         code = self.process.wait(within)
         self._reader.join(within)
         return code
@@ -145,7 +151,7 @@ class AppServer:
         """End the server and its workers at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.wait()
+        self._wait(STOP_WITHIN)
 
     def judge(self, *, tracebacks: bool) -> None:
         """Look through all that was logged for what must never be there."""
@@ -154,15 +160,15 @@ class AppServer:
         assert bad == []
 
 
-@contextmanager
-def served(
+@asynccontextmanager
+async def served(
     target: Target,
     way: Way = "native",
     *,
     app: str = APP,
     tracebacks: bool = False,
     **settings: object,
-) -> Iterator[AppServer]:
+) -> AsyncIterator[AppServer]:
     """Serve the app on a database; at the end it must stop in order, with a clean log.
 
     Args:
@@ -181,12 +187,12 @@ def served(
     }
     server = AppServer(way, app, values)
     try:
-        server.wait_for(READY[way][0], count=READY[way][1])
+        await server.wait_for(READY[way][0], count=READY[way][1])
         yield server
         if server.process.poll() is None:
             server.terminate()
         # uvicorn ends itself with the signal that it got.
-        assert server.wait() in (0, -signal.SIGTERM)
+        assert await server.wait() in (0, -signal.SIGTERM)
         server.judge(tracebacks=tracebacks)
     except BaseException:
         print(*server.log, sep="\n")
