@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .liveness import watch
 from .pool import FairPool
 from .settings import DatabaseSettings
 
@@ -65,6 +66,8 @@ def make_engine(
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    if not backend.one_writer:
+        watch(engine.sync_engine, name, settings.pool_timeout)
     _explain_failed_connects(engine, name)
     if not read_only or settings.pgbouncer:
         _end_transactions_despite_cancellation(engine.dialect)
