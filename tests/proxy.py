@@ -115,10 +115,10 @@ class Proxy:
             await raw.driver_connection.set_trace_callback(trace)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._thawed.wait()
         try:
+            await self._thawed.wait()
             back = await asyncio.open_connection(self._url.host, self._url.port)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         line = _Line(self, (reader, writer), back)
