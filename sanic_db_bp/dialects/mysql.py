@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
@@ -102,7 +103,9 @@ def _kill_cancelled_statements(engine: Engine) -> None:
     def kill(dbapi_connection: Any, _record: object, error: object) -> None:
         if isinstance(error, asyncio.CancelledError):
             number = dbapi_connection.driver_connection.thread_id()
-            task = asyncio.get_running_loop().create_task(_kill(engine.dialect, ways[0], number))
+            loop = asyncio.get_running_loop()
+            # The context of the request would keep the request, with its body, in memory.
+            task = loop.create_task(_kill(engine.dialect, ways[0], number), context=Context())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
