@@ -202,9 +202,15 @@ def status(_: Request) -> HTTPResponse:
             "fds": len(os.listdir("/proc/self/fd")),
             "rss": pages * os.sysconf("SC_PAGE_SIZE"),
             "longest_gap": max(gaps, default=0.0),
-            "requests": sum(isinstance(each, Request) for each in gc.get_objects()),
         }
     )
+
+
+@app.get("/requests")
+async def requests(_: Request) -> HTTPResponse:
+    """Count the requests that are alive, this one among them, without what is garbage."""
+    gc.collect()
+    return json(sum(isinstance(each, Request) for each in gc.get_objects()))
 
 
 @app.get("/commits")
