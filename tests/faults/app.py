@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic, json
-from sanic.exceptions import SanicException
 from sanic.response import ResponseStream
 from sanic.views import HTTPMethodView
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -227,9 +227,20 @@ async def garbage(_: Request, wanted: str) -> HTTPResponse:
     return json({"enabled": gc.isenabled()})
 
 
-@app.exception(ZeroDivisionError)
-async def own_answer(_: Request, error: ZeroDivisionError) -> HTTPResponse:
-    raise SanicException(str(error), 418, quiet=True)
+@app.exception(DBAPIError)
+def own_answer(request: Request, error: DBAPIError) -> HTTPResponse:
+    """Answer ``?own`` with a status that is no other's."""
+    if "own" in request.args:
+        return json({"own": type(error).__name__}, 418)
+    default: HTTPResponse = request.app.error_handler.default(request, error)
+    return default
+
+
+@app.post("/room")
+async def make_room(_: Request, session: Session) -> HTTPResponse:
+    """End the ``full`` disk."""
+    session.execute(text("PRAGMA max_page_count = 1000000000"))
+    return json({})
 
 
 @app.listener("before_server_start", priority=2000)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
+import pytest_asyncio
 
 from tests.faults.databases import DRIVERS, SERVERS, Target, database_file, database_on
+from tests.faults.serving import Served, served
 
 
 @contextmanager
@@ -37,3 +39,28 @@ def shared_target(
     """The same, for all tests of a module: they tell their rows by their names."""
     with _target(request.param, request, tmp_path_factory) as made:
         yield made
+
+
+@pytest_asyncio.fixture(
+    scope="session",
+    loop_scope="session",
+    params=[*((driver, "native") for driver in DRIVERS), ("sqlite", "asgi"), ("asyncpg", "asgi")],
+    ids="-".join,
+)
+async def app(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """The app on a pool of 5 with all its faults, natively and under ASGI; one for all tests."""
+    driver, way = request.param
+    with _target(driver, request, tmp_path_factory) as target:
+        async with served(
+            target,
+            way,
+            app="tests.faults.faulty_app:app",
+            db_pool_size=5,
+            db_pool_timeout=5,
+            response_timeout=4,
+            request_max_size=6_000_000,
+            tracebacks=True,
+        ) as server:
+            yield Served(server, target)

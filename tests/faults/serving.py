@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import httpx
 
 from tests.faults.databases import SECRET, Target
 from tests.servers import HOST, free_port
+from tests.shop import eventually
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.faults.app:app"
@@ -170,6 +172,29 @@ class AppServer:
         never = NEVER if tracebacks else (*NEVER, "Traceback (most recent call last)")
         bad = [line for line in self.log if any(text in line for text in never)]
         assert bad == []
+
+
+@dataclass(frozen=True)
+class Served:
+    """The app, and the database behind it."""
+
+    server: AppServer
+    target: Target
+
+    async def is_clean(self) -> None:
+        """Wait until nothing is in use any more, neither in the app nor in the database."""
+        await self.server.at_rest()
+        await eventually(lambda: self.target.observer.open_transactions() == 0, within=REST_WITHIN)
+
+    def stored(self, prefix: str) -> list[str]:
+        """Return the rows whose names begin so."""
+        return [name for name in self.target.observer.names() if name.startswith(prefix)]
+
+    async def committed(self, prefix: str) -> list[str]:
+        """Return the requests whose names begin so of which ``on_commit`` was called."""
+        async with self.server.client() as client:
+            names: list[str] = (await client.get("/commits")).json()
+        return [name for name in names if name.startswith(prefix)]
 
 
 @asynccontextmanager

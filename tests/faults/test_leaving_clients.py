@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count, product
 
 import pytest
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.faults.clients import at_once, leave_after
 from tests.faults.databases import Target
-from tests.faults.serving import AppServer, served
+from tests.faults.serving import Served, served
 from tests.proxy import proxied
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,32 +26,19 @@ KINDS = ("session", "async")
 FAULTS = {"query": "?query=10", "pause": "?pause=10"}
 
 
-@dataclass(frozen=True)
-class Served:
-    """The app, and the database behind it."""
+async def _leave(app: Served, path: str) -> bool:
+    """Send a request and leave it; returns whether it was answered before."""
+    head = f"POST {path} HTTP/1.1"
+    answer = await leave_after(app.server.port, head, random.uniform(0.05, 0.3))
+    return answer.startswith(b"HTTP/1.1 200")
 
-    server: AppServer
-    target: Target
 
-    async def leave(self, path: str) -> bool:
-        """Send a request and leave it; returns whether it was answered before."""
-        head = f"POST {path} HTTP/1.1"
-        answer = await leave_after(self.server.port, head, random.uniform(0.05, 0.3))
-        return answer.startswith(b"HTTP/1.1 200")
-
-    async def committed(self) -> list[str]:
-        """Return the names of the requests of which ``on_commit`` was called."""
-        async with self.server.client() as client:
-            names: list[str] = (await client.get("/commits")).json()
-            return names
-
-    async def seconds_for_a_read(self) -> float:
-        """Return how long a request takes that meets no fault."""
-        async with self.server.client() as client:
-            start = time.monotonic()
-            for _ in range(5):
-                assert (await client.get("/read/none")).status_code == 200
-            return (time.monotonic() - start) / 5
+async def _seconds_for_a_read(app: Served) -> float:
+    async with app.server.client() as client:
+        start = time.monotonic()
+        for _ in range(5):
+            assert (await client.get("/read/none")).status_code == 200
+        return (time.monotonic() - start) / 5
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -64,39 +51,34 @@ async def app(shared_target: Target) -> AsyncIterator[Served]:
             yield Served(server, shared_target)
 
 
-def _rows(names: Iterable[str]) -> list[str]:
-    return sorted(f"{name}/{row}" for name, row in product(names, (1, 2)))
-
-
 async def test_clients_that_leave_within_the_handler(app: Served) -> None:
     """Nothing that they had begun is stored or stays in use, in a query or in Python."""
-    before = await app.seconds_for_a_read()
+    before = await _seconds_for_a_read(app)
     mix = product(range(REQUESTS // 4), KINDS, FAULTS)
     paths = (f"/write/{kind}/{fault}-{kind}-{n}{FAULTS[fault]}" for n, kind, fault in mix)
 
-    answered = await at_once(map(app.leave, paths), limit=AT_ONCE)
+    answered = await at_once((_leave(app, path) for path in paths), limit=AT_ONCE)
 
     assert not any(answered)
-    await app.server.at_rest()
-    assert app.target.observer.open_transactions() == 0
-    assert await app.seconds_for_a_read() < 3 * before + 0.05
-    assert not [name for name in app.target.observer.names() if name.startswith(tuple(FAULTS))]
-    assert not [name for name in await app.committed() if name.startswith(tuple(FAULTS))]
+    await app.is_clean()
+    assert await _seconds_for_a_read(app) < 3 * before + 0.05
+    for fault in FAULTS:
+        assert app.stored(fault) == await app.committed(fault) == []
 
 
 async def test_clients_that_leave_during_the_commit(app: Served) -> None:
     """Each COMMIT that has begun runs to its end, and the app knows of every one."""
-    numbers = count()
+    rounds = count()
     left: set[str] = set()
-    while len(left.intersection(await app.committed())) < POOL_SIZE:
-        assert next(numbers) < REQUESTS / POOL_SIZE, "no client left during a COMMIT"
+    while len(left.intersection(await app.committed("commit"))) < POOL_SIZE:
+        assert next(rounds) < REQUESTS / POOL_SIZE, "no client left during a COMMIT"
         names = [f"commit-{random.getrandbits(64)}" for _ in range(POOL_SIZE)]
-        leaving = (app.leave(f"/write/{random.choice(KINDS)}/{name}") for name in names)
-        answered = await at_once(leaving, limit=POOL_SIZE)
+        paths = (f"/write/{random.choice(KINDS)}/{name}" for name in names)
+        answered = await at_once((_leave(app, path) for path in paths), limit=POOL_SIZE)
         left |= {name for name, told in zip(names, answered, strict=True) if not told}
 
-    await app.server.at_rest()
-    assert app.target.observer.open_transactions() == 0
-    committed = [name for name in await app.committed() if name.startswith("commit")]
-    stored = [name for name in app.target.observer.names() if name.startswith("commit")]
-    assert sorted(stored) == _rows(committed)
+    await app.is_clean()
+    committed = await app.committed("commit")
+    assert sorted(app.stored("commit")) == sorted(
+        f"{name}/{row}" for name in committed for row in (1, 2)
+    )
