@@ -11,6 +11,15 @@ import pytest_asyncio
 from tests.faults.databases import DRIVERS, SERVERS, Target, database_file, database_on
 from tests.faults.serving import Served, served
 
+APPS = (
+    "sqlite-native",
+    "asyncpg-native",
+    "psycopg-native",
+    "asyncmy-native",
+    "sqlite-asgi",
+    "asyncpg-asgi",
+)
+
 
 @contextmanager
 def _target(
@@ -41,17 +50,12 @@ def shared_target(
         yield made
 
 
-@pytest_asyncio.fixture(
-    scope="session",
-    loop_scope="session",
-    params=[*((driver, "native") for driver in DRIVERS), ("sqlite", "asgi"), ("asyncpg", "asgi")],
-    ids="-".join,
-)
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=APPS)
 async def app(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Served]:
     """The app on a pool of 5 with all its faults, natively and under ASGI; one for all tests."""
-    driver, way = request.param
+    driver, way = request.param.split("-")
     with _target(driver, request, tmp_path_factory) as target:
         async with served(
             target,

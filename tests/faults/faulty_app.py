@@ -76,6 +76,13 @@ async def add_dependencies(_: Any) -> None:
     app.ext.add_dependency(Raises, refuse)
 
 
+@app.post("/fresh")
+async def fresh(_: Request) -> HTTPResponse:
+    """Have the next request open a connection of its own."""
+    await app.ctx.db.engine.dispose()
+    return json({})
+
+
 @app.post("/upload/<name>")
 async def upload(request: Request, name: str, session: Session) -> HTTPResponse:
     session.add(Item(name=name, stock=len(request.body)))
@@ -106,7 +113,10 @@ async def in_two_tasks(session: AsyncSession) -> None:
 
 
 async def in_gather(session: AsyncSession) -> None:
-    await asyncio.gather(session.scalars(select(Item)), session.scalars(select(Item)))
+    queries = (session.scalars(select(Item)) for _ in range(2))
+    for outcome in await asyncio.gather(*queries, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 MISUSES: dict[str, Callable[[AsyncSession], Awaitable[None]]] = {

@@ -181,6 +181,11 @@ class Served:
     server: AppServer
     target: Target
 
+    @property
+    def writers(self) -> int:
+        """How many transactions can write at once."""
+        return 1 if self.target.is_file else 5
+
     async def is_clean(self) -> None:
         """Wait until nothing is in use any more, neither in the app nor in the database."""
         await self.server.at_rest()
