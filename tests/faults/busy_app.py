@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 
 from sanic import HTTPResponse, Request, json
+from sanic.exceptions import SanicException
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
@@ -62,4 +63,11 @@ async def fail(_: Request, name: str, session: Session) -> HTTPResponse:
     """Write, and then fail."""
     session.add(Item(name=f"{name}/1"))
     session.flush()
-    raise ZeroDivisionError(name)
+    raise SanicException(name, 409, quiet=True)
+
+
+@app.post("/restart")
+async def restart(_: Request) -> HTTPResponse:
+    """Have this worker started again."""
+    app.m.restart()
+    return json(None)

@@ -54,8 +54,8 @@ async def test_clients_without_a_connection_are_told_to_come_again(target: Targe
 
 async def test_handlers_of_several_sessions_do_not_wait_for_each_other(target: Target) -> None:
     """Read sessions have a pool of their own, and ``on_commit`` comes when the rest is returned."""
-    settings = {"db_pool_size": POOL_SIZE, "db_pool_timeout": 10 * POOL_TIMEOUT}
-    async with served(target, app=APP, **settings) as server:
+    patience = 10 * POOL_TIMEOUT
+    async with served(target, app=APP, db_pool_size=POOL_SIZE, db_pool_timeout=patience) as server:
         answers = await _ask_all(server, [f"/several/{n}" for n in range(4 * POOL_SIZE)])
         assert [status for status, _ in answers] == [200] * 4 * POOL_SIZE
         assert len(target.observer.names()) == 2 * 4 * POOL_SIZE
@@ -65,8 +65,9 @@ async def test_handlers_of_several_sessions_do_not_wait_for_each_other(target: T
 @pytest.mark.parametrize("target", SERVERS, indirect=True)
 async def test_handlers_that_need_two_connections_each_do_not_lock_up(target: Target) -> None:
     """All hold one connection and wait for another: the time limit of the pool frees them."""
-    settings = {"db_pool_size": POOL_SIZE, "db_pool_timeout": POOL_TIMEOUT}
-    async with served(target, app=APP, **settings) as server:
+    async with served(
+        target, app=APP, db_pool_size=POOL_SIZE, db_pool_timeout=POOL_TIMEOUT
+    ) as server:
         answers = await _ask_all(server, [f"/two/{n}" for n in range(4 * POOL_SIZE)])
         statuses = [status for status, _ in answers]
         assert set(statuses) <= {200, 503}
