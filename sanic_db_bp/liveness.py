@@ -206,14 +206,14 @@ def _connection_of_adapter(adapter: Any) -> Any:
 
 def cut(driver_connection: Any) -> None:
     """Close a connection's socket as the other side would, whatever its driver waits for."""
-    own = _socket_of(driver_connection)
+    own = socket_of(driver_connection)
     if own is not None:
         with own, suppress(OSError):
             own.shutdown(socket.SHUT_RDWR)
 
 
 def _keep_alive(dbapi_connection: Any, _record: object) -> None:
-    own = None if _has_libpq(dbapi_connection) else _socket_of(dbapi_connection.driver_connection)
+    own = None if _has_libpq(dbapi_connection) else socket_of(dbapi_connection.driver_connection)
     if own is None:
         return
     with own:
@@ -230,7 +230,7 @@ def _has_libpq(dbapi_connection: Any) -> bool:
     return hasattr(dbapi_connection.driver_connection, "pgconn")
 
 
-def _socket_of(driver_connection: Any) -> socket.socket | None:
+def socket_of(driver_connection: Any) -> socket.socket | None:
     """Return a socket object of our own for a connection's socket, or None if it has none."""
     descriptor = -1
     if hasattr(driver_connection, "pgconn"):

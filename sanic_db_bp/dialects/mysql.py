@@ -53,17 +53,17 @@ class MySQL(Backend):
 
     def _session_statements(self, settings: DatabaseSettings, *, read_only: bool) -> Iterator[str]:
         # Each server runs the comments that are written for it: /*M! MariaDB, /*!80000 MySQL 8.
+        limits = ""
         if seconds := settings.statement_timeout:
-            yield (
-                "SET SESSION sql_mode = @@SESSION.sql_mode "
-                f"/*M!100101 , max_statement_time = {seconds:f} */"
+            limits += (
+                f" /*M!100101 , max_statement_time = {seconds:f} */"
                 f"/*!80000 , max_execution_time = {in_milliseconds(seconds)} */"
             )
         if seconds := settings.idle_in_transaction_timeout:
-            yield (
-                "SET SESSION sql_mode = @@SESSION.sql_mode "
-                f"/*M!100303 , idle_transaction_timeout = {max(1, round(seconds))} */"
-            )
+            limits += f" /*M!100303 , idle_transaction_timeout = {max(1, round(seconds))} */"
+        if limits:
+            # One round trip for them all.
+            yield "SET SESSION sql_mode = @@SESSION.sql_mode" + limits
         if read_only:
             yield "SET SESSION TRANSACTION READ ONLY"
 
