@@ -237,6 +237,8 @@ class MariaDBServer(Server):
             "--no-defaults",
             f"--datadir={self._data}",
             f"--pid-file={self._folder / 'pid'}",
+            # In a folder that several share, the names of their files may be the same.
+            f"--tmpdir={self._folder}",
             "--innodb-log-file-size=16M",
             # Flushed once a second: only a crash of the whole machine can lose a commit.
             "--innodb-flush-log-at-trx-commit=2",
