@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
 from .pool import FairPool
 from .settings import DatabaseSettings
@@ -76,6 +77,8 @@ def make_engine(
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    if not backend.one_writer:
+        watch(engine.sync_engine, name, settings.pool_timeout)
     _explain_failed_connects(engine, name)
     if not read_only or settings.pgbouncer:
         _refuse_to_commit_a_part(engine, backend)

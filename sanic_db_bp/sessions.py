@@ -278,9 +278,11 @@ def _guarded_class(session_class: type[S]) -> type[S]:
         methods[name] = _unless_finished(ends)
     guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
     event.listen(guarded, "after_begin", _after_begin)
-    event.listen(guarded, "after_commit", _after_commit)
-    event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
-    event.listen(guarded, "after_transaction_end", _after_transaction_end)
+    if not issubclass(session_class, ReadSession):
+        # The end of a read session says nothing about what is to be committed.
+        event.listen(guarded, "after_commit", _after_commit)
+        event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
+        event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
 
 

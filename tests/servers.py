@@ -78,7 +78,7 @@ class Server(ABC):
     def start(self) -> None:
         """Start the server and wait until it answers; the first time on any free port."""
         for _ in range(START_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             if self._launch(port):
                 self._port = port
                 return
@@ -237,6 +237,8 @@ class MariaDBServer(Server):
             "--no-defaults",
             f"--datadir={self._data}",
             f"--pid-file={self._folder / 'pid'}",
+            # In a folder that several share, the names of their files may be the same.
+            f"--tmpdir={self._folder}",
             "--innodb-log-file-size=16M",
             # Flushed once a second: only a crash of the whole machine can lose a commit.
             "--innodb-flush-log-at-trx-commit=2",
@@ -294,7 +296,7 @@ def _nobody() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Pick a port below those of client sockets, which could take it while the server is down."""
     while True:
         port = random.randint(20000, 32000)

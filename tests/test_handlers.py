@@ -25,6 +25,7 @@ from sanic_db_bp import (
     on_commit,
     transactional,
 )
+from tests.proxy import proxied
 from tests.serving import serving
 from tests.shop import (
     Item,
@@ -37,7 +38,6 @@ from tests.shop import (
     doom,
     eventually,
     make_app,
-    proxied,
     raw_client,
     settled,
     without_garbage_collector,

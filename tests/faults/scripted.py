@@ -22,8 +22,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from sanic_db_bp import current_session
+from tests.proxy import proxied
 from tests.serving import serving
-from tests.shop import Observer, Shop, checked_out, eventually, make_app, proxied
+from tests.shop import Observer, Shop, checked_out, eventually, make_app
 
 T = TypeVar("T")
 

@@ -22,7 +22,8 @@ from sanic import Sanic
 from sanic_db_bp import ConfigurationError, Database, DatabaseBlueprint, DatabaseSettings
 from sanic_db_bp.engine import make_engine
 from tests.examples.test_countries import demo
-from tests.test_startup import SINGLE, Process
+from tests.processes import Process
+from tests.test_startup import SINGLE
 from tests.test_startup import start as start
 
 SECRET = "Tr0ub4dor-and-3"
