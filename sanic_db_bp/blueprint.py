@@ -101,6 +101,11 @@ class DatabaseBlueprint(Blueprint):
         self.listener("before_server_start", priority=BRIDGE_PRIORITY)(self._bridge_dependencies)
         self.listener("after_server_stop", priority=OPEN_PRIORITY)(self._close)
 
+    @property
+    def metadata(self) -> MetaData | None:
+        """The tables, if they were given to the blueprint."""
+        return self._options.metadata
+
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         """Register the database with an app; called by ``app.blueprint``.
 
@@ -169,6 +174,7 @@ class DatabaseBlueprint(Blueprint):
         _answer_unavailable(app)
         try:
             await database.wait_until_up()
+            await database.require_head()
             if database.settings.create_tables and self._options.metadata is not None:
                 await database.create_missing_tables(self._options.metadata)
         except BaseException:

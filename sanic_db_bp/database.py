@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 from sqlalchemy import Connection, MetaData, event, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
@@ -90,6 +90,7 @@ class Database:
         self._classes = session_class, async_session_class
         self._read_classes = read_session_class, async_read_session_class
         self.workers = workers
+        self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None
         self._live: set[UnitOfWork] = set()
@@ -312,6 +313,42 @@ class Database:
                 for table in metadata.tables.values()
             ):
                 metadata.create_all(connection)
+
+    async def pending_migrations(self, connection: AsyncConnection | None = None) -> Sequence[str]:
+        """Return the migrations that the database lacks, in the order in which they would run.
+
+        Args:
+            connection: where to ask; by default one of the read-write pool.
+
+        Raises:
+            ConfigurationError: the app has no ``MigrationsBlueprint`` for the database.
+        """
+        if self.find_pending is None:
+            raise ConfigurationError(
+                f"Nothing knows the migrations of '{self.name}'. Register "
+                "sanic_db_bp.contrib.migrations.MigrationsBlueprint(...) with the app."
+            )
+        if connection is not None:
+            return await connection.run_sync(self.find_pending)
+        async with self.engine.connect() as own:
+            return await own.run_sync(self.find_pending)
+
+    async def require_head(self) -> None:
+        """Refuse, or warn of, a database that lacks migrations: ``REQUIRE_HEAD``.
+
+        Raises:
+            ConfigurationError: it lacks some, and the setting is ``refuse``.
+        """
+        wanted = self.settings.require_head
+        if wanted == "off" or not (pending := await self.pending_migrations()):
+            return
+        message = (
+            f"The database '{self.name}' lacks migrations: {', '.join(pending)}. "
+            f"Run: sanic <app> exec {self.name}-upgrade"
+        )
+        if wanted == "refuse":
+            raise ConfigurationError(message)
+        logger.warning(message)
 
     def began(self, unit: UnitOfWork) -> None:
         """Keep account of a unit of work that is under way."""
