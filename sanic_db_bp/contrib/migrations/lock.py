@@ -17,14 +17,14 @@ TRY_EVERY = 0.5
 # Tried again and again, never waited for: CREATE INDEX CONCURRENTLY waits for every statement that
 # is under way in PostgreSQL, that of a waiting server too.
 _ATTEMPTS = {
-    "postgresql": (
-        "SET LOCAL idle_in_transaction_session_timeout = 0",
-        # Ends with the transaction, which PgBouncer keeps on one connection.
-        "SELECT pg_try_advisory_xact_lock(hashtext('sanic-db-bp migrations'))",
-    ),
+    # Ends with the transaction, which PgBouncer keeps on one connection.
+    "postgresql": "SELECT pg_try_advisory_xact_lock(hashtext('sanic-db-bp migrations'))",
     # Of the whole server, so that it needs the database's name.
-    "mysql": ("SELECT GET_LOCK(CONCAT('sanic-db-bp ', MD5(DATABASE())), 0)",),
+    "mysql": "SELECT GET_LOCK(CONCAT('sanic-db-bp ', MD5(DATABASE())), 0)",
 }
+
+# For PostgreSQL, the SELECT is under way until the next statement takes its place.
+_KEEP = {"postgresql": "SET LOCAL idle_in_transaction_session_timeout = 0"}
 
 
 @asynccontextmanager
@@ -53,20 +53,16 @@ async def migration_lock(engine: AsyncEngine, name: str, within: float) -> Async
             raise DatabaseUnavailable(
                 name, f"another server has been migrating it for {within:g} s"
             ) from None
+        if keep := _KEEP.get(engine.dialect.name):
+            await connection.execute(text(keep))
         yield
 
 
-async def _wait_for_lock(connection: AsyncConnection, attempt: tuple[str, ...]) -> None:
+async def _wait_for_lock(connection: AsyncConnection, attempt: str) -> None:
     told = False
-    while not await _try(connection, attempt):
+    while not await connection.scalar(text(attempt)):
         if not told:
             print("Waiting for the migrations of another server.", flush=True)
             told = True
         await connection.rollback()
         await asyncio.sleep(TRY_EVERY)
-
-
-async def _try(connection: AsyncConnection, attempt: tuple[str, ...]) -> bool:
-    for statement in attempt:
-        result = await connection.execute(text(statement))
-    return bool(result.scalar())
