@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
+from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .pool import FairPool
@@ -106,14 +107,12 @@ def _explain_failed_connects(engine: AsyncEngine, name: str) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Dialect, _record: object, args: Any, arguments: dict[str, Any]) -> Any:
         limit = arguments.get("connect_timeout") or arguments.get("timeout") or CONNECT_TIMEOUT
-        # asyncio keeps the context in which a socket was opened for as long as the socket lives:
-        # in a request's own, its body would stay in memory.
-        attempt = asyncio.get_running_loop().create_task(
-            run_in_bridge(dialect.connect, *args, **arguments), context=Context()
-        )
+        # Some drivers bound the way to the server alone, and not its answer.
+        attempt = asyncio.wait_for(run_in_bridge(dialect.connect, *args, **arguments), float(limit))
         try:
-            # Some drivers bound the way to the server alone, and not its answer.
-            return await_only(asyncio.wait_for(attempt, float(limit)))
+            # asyncio keeps the context in which a socket was opened, or a timer set, for as long as
+            # these live: in a request's own, its body would stay in memory.
+            return await_only(asyncio.get_running_loop().create_task(attempt, context=Context()))
         except Exception as error:
             reason = " ".join(str(error).split()) or "no answer"
             raise DatabaseUnavailable(
@@ -141,7 +140,7 @@ def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
 def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(dbapi_connection: Any) -> None:
         if in_greenlet():
-            await_only(uninterrupted(run_in_bridge(method, dbapi_connection), within=FINISH_WITHIN))
+            run_uninterrupted(partial(method, dbapi_connection), within=FINISH_WITHIN)
         else:
             method(dbapi_connection)
 

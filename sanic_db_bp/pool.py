@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -78,7 +79,10 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[ConnectionPoolEntry] = loop.create_future()
         self._waiting.append(waiter)
-        timer = None if seconds is None else loop.call_later(max(0, seconds), _give_up, waiter)
+        timer = None
+        if seconds is not None:
+            # It outlives its cancellation, and in the request's context would keep the request.
+            timer = loop.call_later(max(0, seconds), _give_up, waiter, context=Context())
         try:
             return await waiter
         except asyncio.CancelledError:

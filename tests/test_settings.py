@@ -301,7 +301,8 @@ def test_a_missing_driver_is_told_with_the_extra_to_install(
 
 def without_drivers(monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
     monkeypatch.setattr(
-        "sanic_db_bp.dialects.find_spec", lambda name: None if name in missing else find_spec(name)
+        "sanic_db_bp.dialects.base.find_spec",
+        lambda name: None if name in missing else find_spec(name),
     )
 
 

@@ -1,0 +1,163 @@
+"""PostgreSQL: connect arguments of its two drivers, timeouts, read-only mode, TLS."""
+
+from __future__ import annotations
+
+import re
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+
+from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, in_milliseconds, last_value
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from ..settings import DatabaseSettings
+
+READ_ONLY = ("default_transaction_read_only",)
+"""The parameters that keep a connection from writing."""
+
+
+class PostgreSQL(Backend):
+    """PostgreSQL through asyncpg or psycopg 3."""
+
+    name = "postgresql"
+    spellings = frozenset({"postgres", "postgresql"})
+    drivers = (Driver("asyncpg", "postgresql"), Driver("psycopg", "psycopg"))
+
+    _TLS = frozenset(
+        {
+            "sslmode",
+            "sslcert",
+            "sslkey",
+            "sslpassword",
+            "sslrootcert",
+            "sslcrl",
+            "ssl_min_protocol_version",
+            "ssl_max_protocol_version",
+            "sslnegotiation",
+            "passfile",
+        }
+    )
+
+    _LIBPQ_ONLY = frozenset(
+        {
+            "channel_binding",
+            "gssencmode",
+            "keepalives",
+            "keepalives_idle",
+            "keepalives_interval",
+            "keepalives_count",
+            "tcp_user_timeout",
+        }
+    )
+
+    def connect_args(
+        self, url: URL, settings: DatabaseSettings, *, read_only: bool
+    ) -> tuple[URL, dict[str, Any]]:
+        parameters = self._server_parameters(settings, read_only=read_only)
+        if url.drivername.endswith("+asyncpg"):
+            return self._asyncpg(url, parameters, settings)
+        return self._psycopg(url, parameters, settings)
+
+    def _server_parameters(self, settings: DatabaseSettings, *, read_only: bool) -> dict[str, str]:
+        if settings.pgbouncer:
+            return {}
+        parameters = {}
+        if settings.statement_timeout:
+            parameters["statement_timeout"] = in_milliseconds(settings.statement_timeout)
+        if settings.idle_in_transaction_timeout:
+            parameters["idle_in_transaction_session_timeout"] = in_milliseconds(
+                settings.idle_in_transaction_timeout
+            )
+        if read_only:
+            parameters.update(dict.fromkeys(READ_ONLY, "on"))
+        return parameters
+
+    def _asyncpg(
+        self, url: URL, parameters: dict[str, str], settings: DatabaseSettings
+    ) -> tuple[URL, dict[str, Any]]:
+        query = {name: value for name, value in url.query.items() if name not in self._LIBPQ_ONLY}
+        arguments: dict[str, Any] = {
+            "timeout": float(last_value(query.pop("connect_timeout", CONNECT_TIMEOUT)))
+        }
+        if "application_name" in query:
+            parameters["application_name"] = str(last_value(query.pop("application_name")))
+        if "options" in query:
+            asked_for = re.findall(r"-c\s*([\w.]+)=(\S+)", str(last_value(query.pop("options"))))
+            parameters = {**dict(asked_for), **parameters}
+        tls = {name: last_value(query.pop(name)) for name in sorted(self._TLS & query.keys())}
+        if tls:
+            # asyncpg reads libpq's own names from a DSN, with libpq's meaning.
+            arguments["dsn"] = URL.create("postgresql", query=tls).render_as_string()
+        if parameters:
+            arguments["server_settings"] = parameters
+        if settings.pgbouncer:
+            arguments["statement_cache_size"] = 0
+        return url.set(query=query), arguments
+
+    def _psycopg(
+        self, url: URL, parameters: dict[str, str], settings: DatabaseSettings
+    ) -> tuple[URL, dict[str, Any]]:
+        arguments: dict[str, Any] = {
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+            "connect_timeout": CONNECT_TIMEOUT,
+        }
+        arguments = {name: value for name, value in arguments.items() if name not in url.query}
+        options = " ".join(f"-c {name}={value}" for name, value in parameters.items())
+        if options:
+            asked_for = last_value(url.query.get("options", ""))
+            arguments["options"] = f"{asked_for} {options}".strip()
+            url = url.difference_update_query(["options"])
+        if settings.pgbouncer:
+            arguments["prepare_threshold"] = None
+        return url, arguments
+
+    def engine_options(self, settings: DatabaseSettings, *, read_only: bool) -> dict[str, Any]:
+        if read_only and settings.pgbouncer:
+            # Behind a transaction pooler nothing may be set for a whole connection.
+            return {"execution_options": {"postgresql_readonly": True}}
+        return {}
+
+    def with_users(self, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        merged = super().with_users(ours, theirs)
+        if "server_settings" in theirs:
+            read_only = {k: v for k, v in ours.get("server_settings", {}).items() if k in READ_ONLY}
+            merged["server_settings"] = {
+                **ours.get("server_settings", {}),
+                **theirs["server_settings"],
+                **read_only,
+            }
+        if "options" in theirs:
+            # The last one wins: theirs over the timeouts, but nothing over reading alone.
+            left = str(ours.get("options", ""))
+            read_only_options = " ".join(f"-c {name}=on" for name in READ_ONLY if name in left)
+            merged["options"] = f"{left} {theirs['options']} {read_only_options}".strip()
+        return merged
+
+    def is_closed(self, driver_connection: Any) -> bool:
+        if hasattr(driver_connection, "is_closed"):
+            return bool(driver_connection.is_closed())
+        return bool(driver_connection.closed) or _has_unread_input(driver_connection.fileno())
+
+    @contextmanager
+    def ddl_lock(self, connection: Connection) -> Iterator[None]:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": DDL_LOCK})
+        yield
+
+    def _lost_a_race(self, driver_error: BaseException) -> bool:
+        return getattr(driver_error, "sqlstate", None) in {"40001", "40P01"}
+
+
+def _has_unread_input(descriptor: int) -> bool:
+    # An idle server only speaks to say that it is going away.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,94 @@
+"""SQLite: one writer at a time, readers beside it, and statements that can be interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+
+from .base import Backend, Driver, execute_each
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from ..settings import DatabaseSettings
+
+INTERRUPT_AFTER = 0.05
+"""Seconds after which a statement whose client is gone is interrupted."""
+
+
+class SQLite(Backend):
+    """SQLite through aiosqlite: one writer at a time, readers beside it."""
+
+    name = "sqlite"
+    spellings = frozenset({"sqlite"})
+    drivers = (Driver("aiosqlite", "sqlite"),)
+    one_writer = True
+
+    _BUSY, _LOCKED = 5, 6
+
+    def connect_args(
+        self, url: URL, settings: DatabaseSettings, *, read_only: bool
+    ) -> tuple[URL, dict[str, Any]]:
+        # No isolation level: the driver's own BEGIN comes too late for savepoints and locks.
+        return url, {"isolation_level": None, "timeout": 30}
+
+    def prepare(self, engine: Engine, settings: DatabaseSettings, *, read_only: bool) -> None:
+        pragmas = ["PRAGMA foreign_keys = ON"]
+        pragmas += (
+            ["PRAGMA query_only = ON"]
+            if read_only
+            else ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"]
+        )
+
+        @event.listens_for(engine, "connect")
+        def set_up(dbapi_connection: Any, _record: object) -> None:
+            execute_each(dbapi_connection, pragmas)
+
+        @event.listens_for(engine, "invalidate")
+        def let_go(dbapi_connection: Any, _record: object, _error: object) -> None:
+            _end_at_once(dbapi_connection.driver_connection)
+
+        if not read_only:
+
+            @event.listens_for(engine, "begin")
+            def begin(connection: Connection) -> None:
+                # Plain BEGIN fails at the first write after a read, whatever the timeout.
+                if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def is_closed(self, driver_connection: Any) -> bool:
+        return not driver_connection._running
+
+    def _lost_a_race(self, driver_error: BaseException) -> bool:
+        code = getattr(driver_error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in {self._BUSY, self._LOCKED}
+
+
+def _end_at_once(connection: Any) -> None:
+    """End the statement and the transaction of an aiosqlite connection that is thrown away.
+
+    A statement that was cut off would go on in its thread, and keep its locks past the close.
+    """
+    raw = connection._connection
+    if raw is None:
+        return
+    begun = asyncio.Event()
+
+    def roll_back() -> None:
+        begun.set()
+        raw.rollback()
+
+    def interrupt() -> None:
+        # Not at once: a statement that has a row already would make the ROLLBACK fail, too.
+        if not begun.is_set():
+            raw.interrupt()
+
+    connection._tx.put_nowait((None, roll_back))
+    with suppress(RuntimeError):
+        # In an empty context: the request that the caller serves must not be kept meanwhile.
+        asyncio.get_running_loop().call_later(INTERRUPT_AFTER, interrupt, context=Context())
