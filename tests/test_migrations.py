@@ -2,206 +2,128 @@
 
 import asyncio
 import importlib
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sanic import Sanic
-from sqlalchemy import MetaData
+from sqlalchemy import Column, MetaData, String
 
-import sanic_db_bp
 from sanic_db_bp import ConfigurationError, DatabaseBlueprint
-from sanic_db_bp.contrib.migrations import MigrationFailed, MigrationsBlueprint
+from sanic_db_bp.contrib.migrations import MigrationsBlueprint
 from sanic_db_bp.contrib.migrations.lock import migration_lock
-from tests.serving import serving
+from tests.migrated import (
+    DIRECTORY,
+    PATIENCE,
+    VERSIONS,
+    Commands,
+    make_app,
+    names,
+    run,
+    with_migrations,
+    write,
+)
 from tests.shop import Base, Observer, Shop
-from tests.test_startup import SINGLE, Process
 
 SECRET = "s3cr3t-pass"
-PATIENCE = 120
-"""Seconds that ten processes may take on a busy machine."""
-
-APP = """
-import os
-
-from sanic import Sanic
-from sqlalchemy import String
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-
-from sanic_db_bp import DatabaseBlueprint
-from sanic_db_bp.contrib.migrations import MigrationsBlueprint
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Note(Base):
-    __tablename__ = "note"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str] = mapped_column(String(20))
-    if os.environ.get("WITH_AUTHOR"):
-        author: Mapped[str | None] = mapped_column(String(50), index=True)
-
-
-app = Sanic("shop")
-app.config.MOTD = False
-db = DatabaseBlueprint(metadata=Base.metadata)
-app.blueprint(db)
-app.blueprint(MigrationsBlueprint(db))
-
-
-@app.get("/alive")
-async def alive(request):
-    return None
-"""
-
-_names = count(1)
-
-
-class Commands:
-    """``sanic shop:app exec ...`` in processes of their own."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        (folder / "shop.py").write_text(APP)
-        self.folder = folder
-        inherited = {name: each for name, each in os.environ.items() if name[:6] != "SANIC_"}
-        package = str(Path(sanic_db_bp.__file__).parents[1])
-        self.environment = {**inherited, "PYTHONPATH": package, **environment}
-
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "sanic", "shop:app", "exec", *arguments],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run a command; returns its exit status and its output."""
-        process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=PATIENCE)
-        return process.returncode, output
-
-    def succeed(self, *arguments: str, **environment: str) -> str:
-        """Run a command that has to succeed; returns its output."""
-        status, output = self.run(*arguments, **environment)
-        assert status == 0, output
-        return output.strip()
-
-
-def make_app(url: str, metadata: MetaData | None = None, **settings: Any) -> Shop:
-    """Make an app whose database has the tables of the shop, once it is migrated."""
-    app: Shop = Sanic(f"migrated-{next(_names)}")
-    app.config.TOUCHUP = False
-    app.blueprint(DatabaseBlueprint(metadata=metadata or Base.metadata, url=url, **settings))
-    return app
-
-
-def with_migrations(app: Shop, folder: Path, **options: Any) -> Shop:
-    """Register the migrations of the app's database."""
-    bp = app.blueprints["db"]
-    assert isinstance(bp, DatabaseBlueprint)
-    app.blueprint(MigrationsBlueprint(bp, folder / "migrations", **options))
-    return app
-
-
-async def run(app: Shop, name: str, **arguments: str) -> None:
-    """Run a command of the app in the event loop of the test."""
-    commands = {each.name: each.func for each in app._future_commands}
-    await commands[name](**arguments)
-
-
-async def write(app: Shop, folder: Path, upgrade: str, message: str = "by hand") -> str:
-    """Write a migration by hand; returns its revision."""
-    before = set((folder / "migrations" / "versions").glob("*.py"))
-    await run(app, "db-revision", message=message, empty="yes")
-    (written,) = set((folder / "migrations" / "versions").glob("*.py")) - before
-    source = written.read_text().replace("    pass\n", f"    {upgrade}\n", 1)
-    written.write_text(source)
-    return written.name.partition("_")[0]
 
 
 # --- From nothing to a table and back
 
 
-def test_the_commands_lead_from_a_model_to_its_table_and_back(
-    tmp_path: Path, database_url: str
-) -> None:
-    """Each command does its work in a process of its own, and says what it did."""
+def test_the_commands_run_in_processes_of_their_own(tmp_path: Path, database_url: str) -> None:
+    """Each command of ``sanic exec`` says what it did, and its exit status tells success."""
     commands = Commands(tmp_path, SANIC_DB_URL=database_url)
     assert commands.succeed("db-init") == "Made migrations/db."
-    status, output = commands.run("db-check")
-    assert status == 1
-    assert "The tables of 'db' differ from the models. db-revision would write:" in output
-    assert "op.create_table('note'" in output
     written = commands.succeed("db-revision", "--message", "create note")
     assert re.search(r"Wrote migrations/db/versions/\w+_create_note\.py\.$", written)
-    first = written.rpartition("/")[2].partition("_")[0]
-    upgraded = f"ran {first}, create note\ndb: {first} (head), create note"
-    assert commands.succeed("db-upgrade").endswith(upgraded)
-    assert commands.succeed("db-check") == "The tables of 'db' are as the models say."
-    assert commands.succeed("db-revision", "--message", "x").startswith("Nothing to write")
-
-    changed = {"WITH_AUTHOR": "yes"}
-    status, output = commands.run("db-check", **changed)
+    status, output = commands.run("db-check")
+    assert (status, output.strip()) == (1, "Target database is not up to date.")
+    assert commands.succeed("db-upgrade").endswith("(head), create note")
+    status, output = commands.run("db-check", WITH_AUTHOR="yes")
     assert status == 1
+    assert "The tables of 'db' differ from the models. db-revision would write:\n\n" in output
     assert "add_column(" in output
     assert "create_index(" in output
     assert "Traceback" not in output
     assert "Uncaught" not in output
-    commands.succeed("db-revision", "--message", "add author", **changed)
-    status, output = commands.run("db-check", **changed)
-    assert (status, output.strip()) == (1, "Target database is not up to date.")
-    commands.succeed("db-upgrade", **changed)
-    assert commands.succeed("db-check", **changed) == "The tables of 'db' are as the models say."
-    history = commands.succeed("db-history").splitlines()
-    assert re.match(rf"{first} -> \w+ \(head\) \(current\), add author", history[0])
-    assert history[1] == f"<base> -> {first}, create note"
-
-    assert commands.succeed("db-downgrade").endswith(f"db: {first}, create note")
-    assert commands.run("db-check")[0] == 1
-    assert commands.succeed("db-stamp").endswith("(head), add author")
-    assert commands.succeed("db-current").endswith("(head), add author")
 
 
-def test_of_ten_upgrades_at_once_one_does_the_work(tmp_path: Path, database_url: str) -> None:
+def changed(metadata: MetaData) -> MetaData:
+    """The tables after a change of the models."""
+    copy = MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(copy)
+    copy.tables["item"].append_column(Column("color", String(20), index=True))
+    return copy
+
+
+async def test_the_commands_lead_from_models_to_tables_and_back(
+    tmp_path: Path, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What autogenerate writes is what ``db-check`` compares, on each kind of database."""
+
+    async def said(app: Shop, name: str, **arguments: str) -> list[str]:
+        await run(app, name, **arguments)
+        return capsys.readouterr().out.splitlines()
+
+    app = with_migrations(make_app(database_url), tmp_path)
+    await run(app, "db-init")
+    with pytest.raises(SystemExit, match=r"would write:\n\n    op\.create_table\('item'"):
+        await run(app, "db-check")
+    await run(app, "db-revision", message="create the shop")
+    first = capsys.readouterr().out.rpartition("/")[2].partition("_")[0]
+    assert await said(app, "db-upgrade") == [
+        f"ran {first}, create the shop",
+        f"db: {first} (head), create the shop",
+    ]
+    agree = ["The tables of 'db' are as the models say."]
+    assert await said(app, "db-check") == agree
+    assert (await said(app, "db-revision", message="x"))[0].startswith("Nothing to write")
+
+    app = with_migrations(make_app(database_url, changed(Base.metadata)), tmp_path)
+    with pytest.raises(SystemExit, match="color"):
+        await run(app, "db-check")
+    await run(app, "db-revision", message="colors")
+    with pytest.raises(SystemExit, match="not up to date"):
+        await run(app, "db-check")
+    await run(app, "db-upgrade")
+    capsys.readouterr()
+    assert await said(app, "db-check") == agree
+    newest, oldest = await said(app, "db-history")
+    assert re.fullmatch(rf"{first} -> \w+ \(head\) \(current\), colors", newest)
+    assert oldest == f"<base> -> {first}, create the shop"
+
+    assert (await said(app, "db-downgrade"))[-1] == f"db: {first}, create the shop"
+    with pytest.raises(SystemExit, match="not up to date"):
+        await run(app, "db-check")
+    assert (await said(app, "db-stamp"))[-1].endswith("(head), colors")
+    assert (await said(app, "db-current"))[-1].endswith("(head), colors")
+    assert (await said(app, "db-stamp", revision="base")) == ["db: no migration"]
+
+
+async def test_of_ten_upgrades_at_once_one_does_the_work(tmp_path: Path, database_url: str) -> None:
     """All ten succeed, the migration runs once, and each says where the database is."""
+    app = with_migrations(make_app(database_url), tmp_path)
+    await run(app, "db-init")
+    await write(app, tmp_path, "import time; time.sleep(1); op.execute('CREATE TABLE t (x INT)')")
     commands = Commands(tmp_path, SANIC_DB_URL=database_url)
-    commands.succeed("db-init")
-    commands.succeed("db-revision", "--message", "create note")
-    (script,) = (tmp_path / "migrations/db/versions").glob("*.py")
-    slowly = "upgrade() -> None:\n    import time; time.sleep(1)\n"
-    script.write_text(script.read_text().replace("upgrade() -> None:\n", slowly, 1))
     processes = [commands.start("db-upgrade") for _ in range(10)]
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 10, outputs
     assert sum("ran " in output for output in outputs) == 1
-    assert all("(head), create note" in output for output in outputs)
+    assert all("(head), by hand" in output for output in outputs)
 
 
-def test_an_unreachable_database_is_a_message(tmp_path: Path) -> None:
+async def test_an_unreachable_database_is_a_message(tmp_path: Path) -> None:
     """No traceback, no password, and the exit status 1."""
-    url = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
-    commands = Commands(tmp_path, SANIC_DB_URL=url)
-    commands.succeed("db-init")
-    status, output = commands.run("db-upgrade")
-    assert status == 1
-    assert output.startswith("The database 'db' is unavailable: connecting failed")
-    assert "Traceback" not in output
-    assert SECRET not in output
+    app = with_migrations(make_app(f"postgresql://me:{SECRET}@127.0.0.1:1/shop"), tmp_path)
+    await run(app, "db-init")
+    with pytest.raises(SystemExit, match="'db' is unavailable: connecting failed") as failure:
+        await run(app, "db-upgrade")
+    assert SECRET not in str(failure.value.code)
 
 
 # --- Failures
@@ -222,7 +144,7 @@ async def test_a_failing_migration_is_rolled_back(
     with pytest.raises(SystemExit) as failure:
         await run(app, "db-upgrade")
     message = str(failure.value.code)
-    assert re.search(rf"^{tmp_path}/migrations/versions/\w+_bad\.py:\d+: ", message)
+    assert re.search(rf"^{tmp_path}/migrations/db/versions/\w+_bad\.py:\d+: ", message)
     assert "INSERT INTO nowhere VALUES" in message
     assert SECRET not in message
     observer = Observer(database_url)
@@ -257,10 +179,10 @@ async def test_init_leaves_existing_migrations_alone(tmp_path: Path) -> None:
     """A second ``db-init`` is refused, and what was edited stays."""
     app = with_migrations(make_app(f"sqlite:///{tmp_path}/shop.db"), tmp_path)
     await run(app, "db-init")
-    (tmp_path / "migrations" / "env.py").write_text("# mine")
+    (tmp_path / DIRECTORY / "env.py").write_text("# mine")
     with pytest.raises(SystemExit, match=r"There are migrations in .* already"):
         await run(app, "db-init")
-    assert (tmp_path / "migrations" / "env.py").read_text() == "# mine"
+    assert (tmp_path / DIRECTORY / "env.py").read_text() == "# mine"
 
 
 async def test_a_database_in_memory_is_refused(tmp_path: Path) -> None:
@@ -282,7 +204,7 @@ async def test_an_unknown_revision_is_named(
     await run(app, "db-upgrade")
     Observer(url).run("UPDATE alembic_version SET version_num = 'abc'")
     await run(app, "db-current")
-    assert capsys.readouterr().out.endswith(f"db: abc (not in {tmp_path}/migrations)\n")
+    assert capsys.readouterr().out.endswith(f"db: abc (not in {tmp_path}/migrations/db)\n")
     with pytest.raises(SystemExit, match="Can't locate revision identified by 'abc'"):
         await run(app, "db-upgrade")
     await run(app, "db-stamp", purge="yes")
@@ -405,7 +327,7 @@ async def test_two_heads_are_merged(tmp_path: Path, capsys: pytest.CaptureFixtur
     await run(app, "db-init")
     first = await write(app, tmp_path, "pass")
     second = await write(app, tmp_path, "pass")
-    script = next((tmp_path / "migrations/versions").glob(f"{second}*"))
+    script = next((tmp_path / VERSIONS).glob(f"{second}*"))
     script.write_text(script.read_text().replace(f"'{first}'", "None"))
     await run(app, "db-upgrade")
     current = capsys.readouterr().out.splitlines()[-1]
@@ -421,7 +343,7 @@ async def test_each_database_has_migrations_of_its_own(
 ) -> None:
     """Commands, folders and tables go by the name of the blueprint."""
     monkeypatch.chdir(tmp_path)
-    app: Shop = Sanic(f"migrated-{next(_names)}")
+    app: Shop = Sanic(f"migrated-{next(names)}")
     for name in ("db", "reports"):
         metadata = MetaData()
         Base.metadata.tables["item"].to_metadata(metadata, name=f"{name}_item")
@@ -463,7 +385,7 @@ async def test_options_are_handed_to_alembic(tmp_path: Path) -> None:
 
 async def test_migrations_come_after_their_database(tmp_path: Path) -> None:
     """Registered before it, or twice, they are refused."""
-    app: Shop = Sanic(f"migrated-{next(_names)}")
+    app: Shop = Sanic(f"migrated-{next(names)}")
     bp = DatabaseBlueprint(url="sqlite://")
     with pytest.raises(ConfigurationError, match="Register the blueprint 'db' with the app"):
         app.blueprint(MigrationsBlueprint(bp))
@@ -479,86 +401,3 @@ def test_without_alembic_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "alembic", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'sanic-db-bp\[migrations\]'"):
         importlib.import_module("sanic_db_bp.contrib.migrations")
-
-
-# --- REQUIRE_HEAD
-
-
-@pytest.fixture
-def behind(tmp_path: Path, database_url: str) -> Callable[..., Any]:
-    """Make an app whose database lacks the second of two migrations."""
-
-    async def make(**settings: Any) -> tuple[Shop, str]:
-        app = with_migrations(make_app(database_url, **settings), tmp_path)
-        if not (tmp_path / "migrations").exists():
-            await run(app, "db-init")
-            await write(app, tmp_path, "pass", "first")
-            await run(app, "db-upgrade")
-            await write(app, tmp_path, "pass", "second")
-        (script,) = (tmp_path / "migrations/versions").glob("*_second.py")
-        return app, script.name.partition("_")[0]
-
-    return make
-
-
-async def test_a_database_that_is_behind_keeps_the_server_from_starting(
-    behind: Callable[..., Any],
-) -> None:
-    """The error names the migrations and the command; after it the server starts."""
-    app, second = await behind(require_head="refuse")
-    message = f"The database 'db' lacks migrations: {second}. Run: sanic <app> exec db-upgrade"
-    with pytest.raises(ConfigurationError, match=re.escape(message)):
-        async with serving(app):
-            pass
-    await run(app, "db-upgrade")
-    app, _ = await behind(require_head="refuse")
-    async with serving(app):
-        pass
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize(("setting", "warned"), [("warn", True), ("off", False)])
-async def test_a_database_that_is_behind_is_warned_of(
-    behind: Callable[..., Any], caplog: pytest.LogCaptureFixture, setting: str, warned: bool
-) -> None:
-    """The server starts all the same."""
-    app, second = await behind(require_head=setting)
-    async with serving(app):
-        pass
-    assert (f"lacks migrations: {second}" in caplog.text) is warned
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_database_that_is_ahead_is_no_reason_to_refuse(
-    behind: Callable[..., Any], database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """While a newer version is rolled out, the older one must be able to start again."""
-    app, _ = await behind(require_head="refuse")
-    Observer(database_url).run("UPDATE alembic_version SET version_num = 'newer'")
-    async with serving(app):
-        pass
-    assert "is at newer, which is not in" in caplog.text
-
-
-async def test_require_head_needs_the_migrations(tmp_path: Path) -> None:
-    """Without the blueprint, or without a folder, nothing could be required."""
-    url = f"sqlite:///{tmp_path}/shop.db"
-    app = make_app(url, require_head="warn")
-    with pytest.raises(ConfigurationError, match="Nothing knows the migrations of 'db'"):
-        async with serving(app):
-            pass
-    app = with_migrations(make_app(url, require_head="warn"), tmp_path)
-    with pytest.raises(MigrationFailed, match="There are no migrations in"):
-        async with serving(app):
-            pass
-
-
-def test_a_refused_server_ends_with_an_error(tmp_path: Path) -> None:
-    """The process ends with a status that is not zero, and says why."""
-    commands = Commands(tmp_path, SANIC_DB_URL="sqlite:///shop.db")
-    commands.succeed("db-init")
-    commands.succeed("db-revision", "--message", "create note")
-    environment = {"SANIC_DB_URL": "sqlite:///shop.db", "SANIC_DB_REQUIRE_HEAD": "refuse"}
-    with Process(tmp_path, SINGLE, environment) as server:
-        assert server.wait_for_end() != 0
-        assert "The database 'db' lacks migrations" in server.words
