@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -16,6 +17,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from .budget import tell_budget
 from .context import DEFAULT_NAME, databases_of
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
@@ -169,7 +171,7 @@ class DatabaseBlueprint(Blueprint):
 
     async def _open(self, app: Sanic[Any, Any]) -> None:
         database = self._database(app)
-        database.workers = max(1, app.state.workers)
+        database.workers = _workers(app)
         logger.info("database %s: %s", self.name, database.url)
         _answer_unavailable(app)
         try:
@@ -177,6 +179,8 @@ class DatabaseBlueprint(Blueprint):
             await database.require_head()
             if database.settings.create_tables and self._options.metadata is not None:
                 await database.create_missing_tables(self._options.metadata)
+            if self._is_last(app) and _in_first_worker():
+                await tell_budget(databases_of(app).values())
         except BaseException:
             await database.dispose(within=0)
             raise
@@ -192,8 +196,23 @@ class DatabaseBlueprint(Blueprint):
     def _is_first(self, app: Sanic[Any, Any]) -> bool:
         return next(iter(databases_of(app))) == self.name
 
+    def _is_last(self, app: Sanic[Any, Any]) -> bool:
+        return next(reversed(databases_of(app))) == self.name
+
     async def _close(self, app: Sanic[Any, Any]) -> None:
         await self._database(app).dispose()
+
+
+def _workers(app: Sanic[Any, Any]) -> int:
+    """How many processes serve the app."""
+    if not hasattr(app, "multiplexer"):
+        return max(1, app.state.workers)
+    # A worker that was spawned does not know app.state.workers.
+    return sum(worker.get("server", False) for worker in app.m.workers.values())
+
+
+def _in_first_worker() -> bool:
+    return "-Server-0-" in os.environ.get("SANIC_WORKER_NAME", "-Server-0-")
 
 
 def _check_names(values: dict[str, Any], settings: DatabaseSettings | None) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy.pool import QueuePool
 
 from .bridge import run_in_bridge
 from .dialects import Backend, backend_of, is_memory, parse_url
-from .engine import make_engine
+from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .sessions import AsyncReadSession, ReadSession, SessionFactory
 from .settings import DatabaseSettings
@@ -148,6 +148,23 @@ class Database:
                 "workers needs two at least: one to write and one to read"
             )
         return share // 2 if read_only else share - share // 2
+
+    def most_connections(self, *, read_only: bool = False) -> int | None:
+        """Return how many connections one worker opens at most, or None if nobody can tell."""
+        connections = self._connections(read_only=read_only)
+        return pool_limit(self.settings, self.backend, connections, read_only=read_only)
+
+    async def allowed_connections(self) -> int | None:
+        """Ask the server how many connections it allows to the user of the URL.
+
+        Returns:
+            None if there is no limit, or, behind PgBouncer, none that could be asked for.
+        """
+        limit = None if self.settings.pgbouncer else self.backend.connection_limit
+        if limit is None:
+            return None
+        async with self.engine.connect() as connection:
+            return cast("int | None", await connection.scalar(text(limit)))
 
     def _stored(self, url: URL) -> URL:
         if not is_memory(url):
