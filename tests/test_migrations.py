@@ -22,6 +22,7 @@ from tests.migrated import (
     make_app,
     names,
     run,
+    shop_tables,
     with_migrations,
     write,
 )
@@ -51,13 +52,11 @@ def test_the_commands_run_in_processes_of_their_own(tmp_path: Path, database_url
     assert "Uncaught" not in output
 
 
-def changed(metadata: MetaData) -> MetaData:
+def changed_tables() -> MetaData:
     """The tables after a change of the models."""
-    copy = MetaData()
-    for table in metadata.tables.values():
-        table.to_metadata(copy)
-    copy.tables["item"].append_column(Column("color", String(20), index=True))
-    return copy
+    metadata = shop_tables()
+    metadata.tables["item"].append_column(Column("color", String(20), index=True))
+    return metadata
 
 
 async def test_the_commands_lead_from_models_to_tables_and_back(
@@ -83,7 +82,7 @@ async def test_the_commands_lead_from_models_to_tables_and_back(
     assert await said(app, "db-check") == agree
     assert (await said(app, "db-revision", message="x"))[0].startswith("Nothing to write")
 
-    app = with_migrations(make_app(database_url, changed(Base.metadata)), tmp_path)
+    app = with_migrations(make_app(database_url, changed_tables()), tmp_path)
     with pytest.raises(SystemExit, match="color"):
         await run(app, "db-check")
     await run(app, "db-revision", message="colors")

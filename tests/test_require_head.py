@@ -86,7 +86,7 @@ async def test_require_head_needs_the_migrations(tmp_path: Path) -> None:
 
 async def test_a_refused_server_ends_with_an_error(tmp_path: Path) -> None:
     """The process ends with a status that is not zero, and says why."""
-    app = with_migrations(make_app("sqlite://"), tmp_path)
+    app = with_migrations(make_app(f"sqlite:///{tmp_path}/shop.db"), tmp_path)
     await run(app, "db-init")
     await write(app, tmp_path, "pass")
     (tmp_path / "shop.py").write_text(APP)
