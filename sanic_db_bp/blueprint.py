@@ -17,13 +17,14 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .budget import tell_budget
-from .context import DEFAULT_NAME, databases_of
+from .context import current_origin
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .injection import bridge_dependencies, install
+from .registry import DEFAULT_NAME, databases_of, observers_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
+from .startup import require_head, tell_budget
 
 logger = logging.getLogger("sanic.root.db")
 
@@ -136,6 +137,8 @@ class DatabaseBlueprint(Blueprint):
             lambda: self._settings(app, code_config),
             name=self.name,
             default_url=f"sqlite:///{app.name}{suffix}.db",
+            origin=current_origin,
+            observers=observers_of(app),
             **self._options.classes,
         )
         databases_of(app)[self.name] = database
@@ -176,7 +179,7 @@ class DatabaseBlueprint(Blueprint):
         _answer_unavailable(app)
         try:
             await database.wait_until_up()
-            await database.require_head()
+            await require_head(database)
             if database.settings.create_tables and self._options.metadata is not None:
                 await database.create_missing_tables(self._options.metadata)
             if self._is_last(app) and _in_first_worker():

@@ -14,10 +14,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..context import databases_of
 from ..database import Database, PoolStatus
 from ..exceptions import ConfigurationError, SanicDBError
 from ..pool import FairPool, PoolExhausted
+from ..registry import databases_of
 
 logger = logging.getLogger("sanic.root.db")
 

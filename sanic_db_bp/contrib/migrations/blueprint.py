@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, Self
 from sanic import Blueprint, Sanic
 
 from ...blueprint import DatabaseBlueprint, db_bp
-from ...context import databases_of
 from ...exceptions import ConfigurationError, SanicDBError
+from ...registry import databases_of
 from .environment import Options
 from .runner import Migrations
 

@@ -14,7 +14,7 @@ from sqlalchemy import Column, MetaData, String
 from sanic_db_bp import ConfigurationError, DatabaseBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
 from sanic_db_bp.contrib.migrations.lock import migration_lock
-from tests.migrated import (
+from tests.contrib.migrated import (
     DIRECTORY,
     PATIENCE,
     VERSIONS,

@@ -9,10 +9,11 @@ import pytest
 
 from sanic_db_bp import ConfigurationError
 from sanic_db_bp.contrib.migrations import MigrationFailed
-from tests.migrated import APP, DIRECTORY, VERSIONS, make_app, run, with_migrations, write
+from tests.contrib.migrated import APP, DIRECTORY, VERSIONS, make_app, run, with_migrations, write
+from tests.processes import Process
 from tests.serving import serving
 from tests.shop import Observer, Shop
-from tests.test_startup import SINGLE, Process
+from tests.test_startup import SINGLE
 
 
 @pytest.fixture

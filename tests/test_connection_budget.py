@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import NullPool, make_url
 
 from sanic_db_bp import Database, DatabaseSettings
-from sanic_db_bp.budget import tell_budget
+from sanic_db_bp.startup import tell_budget
+from tests.processes import Process
 from tests.shop import Observer
-from tests.test_startup import APP, WORKERS, Process
+from tests.test_startup import APP, WORKERS
 
 ON_SERVERS = pytest.mark.parametrize(
     "database_url",

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from sanic_db_bp import AsyncReadSession, ConfigurationError, DatabaseBlueprint, ReadSession
 from sanic_db_bp.contrib.health import HealthBlueprint
-from tests.migrated import make_app as make_migrated_app
-from tests.migrated import run, with_migrations, write
+from tests.contrib.migrated import make_app as make_migrated_app
+from tests.contrib.migrated import run, with_migrations, write
 from tests.servers import Server, create_database
 from tests.serving import serving
 from tests.shop import Observer, Shop, make_app

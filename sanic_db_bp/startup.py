@@ -1,4 +1,4 @@
-"""The connections of a whole server, all its workers together, against what databases allow."""
+"""What a server asks of its databases before it starts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,27 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 
 from .database import Database
-from .exceptions import DatabaseUnavailable
+from .exceptions import ConfigurationError, DatabaseUnavailable
 
 logger = logging.getLogger("sanic.root.db")
+
+
+async def require_head(database: Database) -> None:
+    """Refuse, or warn of, a database that lacks migrations: ``REQUIRE_HEAD``.
+
+    Raises:
+        ConfigurationError: it lacks some, and the setting is ``refuse``.
+    """
+    wanted = database.settings.require_head
+    if wanted == "off" or not (pending := await database.pending_migrations()):
+        return
+    message = (
+        f"The database '{database.name}' lacks migrations: {', '.join(pending)}. "
+        f"Run: sanic <app> exec {database.name}-upgrade"
+    )
+    if wanted == "refuse":
+        raise ConfigurationError(message)
+    logger.warning(message)
 
 
 async def tell_budget(databases: Iterable[Database]) -> None:
