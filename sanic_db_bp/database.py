@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 from sqlalchemy import Connection, MetaData, event, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from .bridge import run_in_bridge
 from .dialects import Backend, backend_of, is_memory, parse_url
-from .engine import make_engine
+from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .observers import FindOrigin, Observer
 from .pool import FairPool
@@ -101,6 +101,7 @@ class Database:
         self._classes = session_class, async_session_class
         self._read_classes = read_session_class, async_read_session_class
         self.workers = workers
+        self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None
         self._live: set[UnitOfWork] = set()
@@ -161,6 +162,23 @@ class Database:
                 "workers needs two at least: one to write and one to read"
             )
         return share // 2 if read_only else share - share // 2
+
+    def most_connections(self, *, read_only: bool = False) -> int | None:
+        """Return how many connections one worker opens at most, or None if nobody can tell."""
+        connections = self._connections(read_only=read_only)
+        return pool_limit(self.settings, self.backend, connections, read_only=read_only)
+
+    async def allowed_connections(self) -> int | None:
+        """Ask the server how many connections it allows to the user of the URL.
+
+        Returns:
+            None if there is no limit, or, behind PgBouncer, none that could be asked for.
+        """
+        limit = None if self.settings.pgbouncer else self.backend.connection_limit
+        if limit is None:
+            return None
+        async with self.engine.connect() as connection:
+            return cast("int | None", await connection.scalar(text(limit)))
 
     def _stored(self, url: URL) -> URL:
         if not is_memory(url):
@@ -337,6 +355,25 @@ class Database:
                 for table in metadata.tables.values()
             ):
                 metadata.create_all(connection)
+
+    async def pending_migrations(self, connection: AsyncConnection | None = None) -> Sequence[str]:
+        """Return the migrations that the database lacks, in the order in which they would run.
+
+        Args:
+            connection: where to ask; by default one of the read-write pool.
+
+        Raises:
+            ConfigurationError: the app has no ``MigrationsBlueprint`` for the database.
+        """
+        if self.find_pending is None:
+            raise ConfigurationError(
+                f"Nothing knows the migrations of '{self.name}'. Register "
+                "sanic_db_bp.contrib.migrations.MigrationsBlueprint(...) with the app."
+            )
+        if connection is not None:
+            return await connection.run_sync(self.find_pending)
+        async with self.engine.connect() as own:
+            return await own.run_sync(self.find_pending)
 
     def retried(self) -> None:
         """Tell the observers that a transaction runs again."""

@@ -111,6 +111,16 @@ def _pool_options(
     }
 
 
+def pool_limit(
+    settings: DatabaseSettings, backend: Backend, connections: int | None, *, read_only: bool
+) -> int | None:
+    """Return how many connections an engine opens at most, or None if nobody can tell."""
+    ours = _pool_options(settings, backend, connections, read_only=read_only)
+    options = {**ours, **settings.engine_options}
+    size, overflow = options.get("pool_size", 0), options.get("max_overflow", 0)
+    return size + overflow if size > 0 and overflow >= 0 else None
+
+
 def _isolation(settings: DatabaseSettings, *, read_only: bool) -> dict[str, Any]:
     if read_only and not settings.pgbouncer:
         return {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}

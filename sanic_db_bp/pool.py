@@ -46,6 +46,10 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
         """How many are idle."""
         return len(self._idle)
 
+    def waiting(self) -> int:
+        """How many tasks wait."""
+        return sum(not waiter.done() for waiter in self._waiting)
+
     def put_nowait(self, item: ConnectionPoolEntry) -> None:
         """Hand over to the task that has waited longest, or keep as idle."""
         while self._waiting:
@@ -142,6 +146,10 @@ class FairPool(AsyncAdaptedQueuePool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._opening: set[asyncio.Task[ConnectionPoolEntry]] = set()
+
+    def waiting(self) -> int:
+        """Return how many tasks wait for a connection that others have."""
+        return self._pool.waiting()
 
     def _do_get(self) -> ConnectionPoolEntry:
         if not self.on_wait:

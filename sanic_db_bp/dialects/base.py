@@ -46,6 +46,8 @@ class Backend:
     drivers: ClassVar[tuple[Driver, ...]]
     one_writer: ClassVar[bool] = False
     """Whether one connection writes, and everybody else waits for it."""
+    connection_limit: ClassVar[str | None] = None
+    """The query for how many connections the server allows to the user, if it has a limit."""
 
     def resolve(self, url: URL) -> URL:
         """Return the URL with the asyncio driver to use.

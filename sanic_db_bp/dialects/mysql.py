@@ -33,6 +33,9 @@ class MySQL(Backend):
     name = "mysql"
     spellings = frozenset({"mysql", "mariadb"})
     drivers = (Driver("asyncmy", "mysql"), Driver("aiomysql", "aiomysql"))
+    connection_limit = """
+        SELECT least(@@max_connections, coalesce(nullif(@@max_user_connections, 0), 1000000))
+        """
 
     _DEADLOCK, _LOCK_WAIT_TIMEOUT, _RECORD_HAS_CHANGED = 1213, 1205, 1020
 

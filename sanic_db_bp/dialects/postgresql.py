@@ -31,6 +31,16 @@ class PostgreSQL(Backend):
     name = "postgresql"
     spellings = frozenset({"postgres", "postgresql"})
     drivers = (Driver("asyncpg", "postgresql"), Driver("psycopg", "psycopg"))
+    # reserved_connections is there from PostgreSQL 16 on.
+    connection_limit = """
+        SELECT least(
+            current_setting('max_connections')::int
+            - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true), '0')::int,
+            (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
+            (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user)
+        )
+        """
 
     _TLS = frozenset(
         {
