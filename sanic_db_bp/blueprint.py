@@ -101,6 +101,11 @@ class DatabaseBlueprint(Blueprint):
         self.listener("before_server_start", priority=BRIDGE_PRIORITY)(self._bridge_dependencies)
         self.listener("after_server_stop", priority=OPEN_PRIORITY)(self._close)
 
+    @property
+    def metadata(self) -> MetaData | None:
+        """The tables, if they were given to the blueprint."""
+        return self._options.metadata
+
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         """Register the database with an app; called by ``app.blueprint``.
 
