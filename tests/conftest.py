@@ -22,7 +22,14 @@ from tests.servers import (
 T = TypeVar("T")
 
 SECOND_DRIVERS = ("postgresql-psycopg", "mariadb-aiomysql")
-ABOUT_DRIVERS = ("test_database", "test_dialects", "test_engine", "test_pool", "test_servers")
+ABOUT_DRIVERS = (
+    "test_database",
+    "test_dialects",
+    "test_engine",
+    "test_pool",
+    "test_pytest_plugin",
+    "test_servers",
+)
 
 DATABASES = {
     "sqlite": ("sqlite+aiosqlite", None),
