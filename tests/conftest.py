@@ -27,6 +27,7 @@ ABOUT_DRIVERS = (
     "test_dialects",
     "test_engine",
     "test_pool",
+    "test_pytest_plugin",
     "test_servers",
     "test_sql_comments",
 )
@@ -57,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(left_out)]
 
 
-def or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
+def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
     try:
         with server as running:
             yield running
@@ -70,19 +71,19 @@ def or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, one for the whole session."""
-    yield from or_skip(server_url(PostgreSQLServer))
+    yield from _or_skip(server_url(PostgreSQLServer))
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[str]:
     """The URL of a MariaDB server, one for the whole session."""
-    yield from or_skip(server_url(MariaDBServer))
+    yield from _or_skip(server_url(MariaDBServer))
 
 
 @pytest.fixture(params=[PostgreSQLServer, MariaDBServer])
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server that the test may stop, kill and start again."""
-    yield from or_skip(request.param())
+    yield from _or_skip(request.param())
 
 
 @pytest.fixture(params=DATABASES)
