@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from statistics import median
 
-from .contenders import PEERS
 from .databases import Databases
 from .load import Client
 from .server import ContenderFailed, RunningServer, Sample, serving
@@ -57,58 +58,73 @@ class Result:
         return median(self.of(measure))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A contender in a workload, up and running, with what it has reached so far."""
+
+    workload: Workload
+    server: RunningServer
+    result: Result
+
+    def take(self, client: Client, seconds: float) -> Sample:
+        """Load the server once."""
+        return self.server.measure(client, self.workload.call, self.workload.connections, seconds)
+
+
 def run(
     workloads: Iterable[Workload],
     databases: Databases,
     plan: Plan,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
-    """Run the workloads one after another."""
-    results = []
-    for workload in workloads:
-        if plan.contenders(workload):
-            say(workload.title)
-            results += run_workload(workload, databases.url(workload.where), plan)
-            for result in results[-len(plan.contenders(workload)) :]:
-                say(summary(result))
+    """Run the workloads one after another, and those of a series together."""
+    results: list[Result] = []
+    for _, group in groupby(workloads, key=lambda workload: workload.group):
+        with ExitStack() as stack:
+            turns = []
+            for workload in group:
+                turns += start(workload, databases.url(workload.where), plan, stack)
+            run_rounds(turns, plan)
+        for turn in turns:
+            say(summary(turn))
+            results.append(turn.result)
     return results
 
 
-def summary(result: Result) -> str:
+def summary(turn: Turn) -> str:
     """Give the medians of a result in one line."""
+    result = turn.result
     return (
-        f"  {result.contender:22}{result.median('requests_per_second'):9.0f} requests/s"
+        f"{result.workload:14}{result.contender:22}"
+        f"{result.median('requests_per_second'):9.0f} requests/s"
         f"{result.median('cpu_us'):9.1f} us CPU{result.median('mean_ms'):9.2f} ms"
         f"{result.median('memory_mb'):8.1f} MB"
     )
 
 
-def run_workload(workload: Workload, url: str, plan: Plan) -> list[Result]:
-    """Start the contenders of a workload, compare their answers, and load them in turn."""
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(
-                serving(
-                    name,
-                    url,
-                    pool_size=plan.pool_size,
-                    more_routes=workload.more_routes,
-                    workers=workload.workers,
-                )
+def start(workload: Workload, url: str, plan: Plan, stack: ExitStack) -> list[Turn]:
+    """Start the contenders of a workload, until the stack ends, and compare their answers."""
+    turns = []
+    for name in plan.contenders(workload):
+        server = stack.enter_context(
+            serving(
+                name,
+                url,
+                pool_size=plan.pool_size,
+                more_routes=workload.more_routes,
+                workers=workload.workers,
             )
-            for name in plan.contenders(workload)
-        ]
-        check_answers(workload, servers)
-        for server in servers:
-            server.measure(plan.client, workload.call, workload.connections, plan.warm_up)
-        return run_rounds(workload, servers, plan)
+        )
+        turns.append(Turn(workload, server, Result(workload.name, name, server.start_seconds)))
+    check_answers(workload, [turn.server for turn in turns])
+    return turns
 
 
 def check_answers(workload: Workload, servers: list[RunningServer]) -> None:
     """Compare the answers of all contenders.
 
     Raises:
-        ContenderFailed: one is not like the first.
+        ContenderFailed: one is not like that of the first contender.
     """
     meanings = [workload.meaning(server.answer(workload.call)) for server in servers]
     for server, meaning in zip(servers, meanings, strict=True):
@@ -119,21 +135,13 @@ def check_answers(workload: Workload, servers: list[RunningServer]) -> None:
             )
 
 
-def run_rounds(workload: Workload, servers: list[RunningServer], plan: Plan) -> list[Result]:
-    """Load each contender once a round, another one first each time."""
-    results = [
-        Result(workload.name, server.arguments.name, server.start_seconds) for server in servers
-    ]
-    turns = list(zip(servers, results, strict=True))
+def run_rounds(turns: list[Turn], plan: Plan) -> None:
+    """Warm all up, then load each once a round, another one first each time."""
+    if plan.warm_up:
+        for turn in turns:
+            turn.take(plan.client, plan.warm_up)
+    order = deque(turns)
     for _ in range(plan.rounds):
-        for server, result in turns:
-            result.samples.append(
-                server.measure(plan.client, workload.call, workload.connections, plan.seconds)
-            )
-        turns.append(turns.pop(0))
-    return results
-
-
-def without_peers(workloads: Iterable[Workload]) -> set[str]:
-    """Give the contenders that need no packages beside those of the suite."""
-    return {name for each in workloads for name in each.contenders if name not in PEERS}
+        for turn in order:
+            turn.result.samples.append(turn.take(plan.client, plan.seconds))
+        order.rotate(-1)

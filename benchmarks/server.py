@@ -84,8 +84,8 @@ class RunningServer:
         spent = self._cpu_seconds() - before
         if load.failed or not load.requests:
             raise ContenderFailed(
-                f"{self.arguments.name}: {load.failed} of {load.requests} requests to {call.path} "
-                f"failed:\n{self._last_lines()}"
+                f"{self.arguments.name}: {load.failed} requests to {call.path} failed, "
+                f"{load.requests} were answered:\n{self._last_lines()}"
             )
         return Sample(
             requests_per_second=load.requests / load.seconds,

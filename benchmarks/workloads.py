@@ -41,6 +41,7 @@ class Workload:
         more_routes: routes of the app that nobody asks for.
         workers: processes of the server.
         meaning: makes of an answer's body what has to be the same for all contenders.
+        series: what it is a part of; the rounds of a whole series are interleaved.
     """
 
     name: str
@@ -52,6 +53,12 @@ class Workload:
     more_routes: int = 0
     workers: int = 1
     meaning: Callable[[bytes], object] = json.loads
+    series: str = ""
+
+    @property
+    def group(self) -> str:
+        """Whose rounds are run together."""
+        return self.series or self.name
 
 
 def kind_of_worlds(body: bytes) -> object:
@@ -73,9 +80,6 @@ WRITE = Call("/notes", "POST", json.dumps({"text": "A line of text"}))
 
 ON_SANIC = ("usual", "best", *FORMS)
 ON_ASYNCPG = ("raw_asyncpg", *PEERS)
-IN_FLIGHT = (1, 16, 64, 256)
-ROUTES = (10, 1000)
-WORKERS = (1, 2)
 
 TARGETS = [
     Workload(
@@ -123,21 +127,21 @@ TECHEMPOWER = [
         "te-single",
         "TechEmpower: single query",
         Call("/db"),
-        ("usual", "best", *FORMS, *ON_ASYNCPG),
+        ("usual", "best", *READERS, *ON_ASYNCPG),
         meaning=kind_of_worlds,
     ),
     Workload(
         "te-queries",
         "TechEmpower: 20 queries",
         Call("/queries"),
-        ("usual", "best", *FORMS, *ON_ASYNCPG),
+        ("usual", "best", *READERS, *ON_ASYNCPG),
         meaning=kind_of_worlds,
     ),
     Workload(
         "te-fortunes",
         "TechEmpower: fortunes",
         Call("/fortunes"),
-        ("usual", "best", *FORMS, *ON_ASYNCPG),
+        ("usual", "best", *READERS, *ON_ASYNCPG),
         meaning=bytes.decode,
     ),
     Workload(
@@ -154,21 +158,40 @@ SQLITE = [
     Workload("sqlite-write", "SQLite: write one row", WRITE, ("usual", *WRITERS), where="sqlite"),
 ]
 
-_READ = Workload("", "Read one row by key", READ, ("usual", "session", "read_session"))
-_PLAIN = Workload("", "A route without a session", PLAIN, ("plain", "session"))
+READ_GROWS = Workload("", "", READ, ("usual", "session", "read_session"))
+PLAIN_GROWS = Workload("", "", PLAIN, ("plain", "session"))
+
 
 GROWTH = [
     *(
-        replace(_READ, name=f"in-flight-{number}", title=f"{number} in flight", connections=number)
-        for number in IN_FLIGHT
+        replace(
+            READ_GROWS,
+            name=f"in-flight-{number}",
+            title=f"{number} requests in flight",
+            series="in-flight",
+            connections=number,
+        )
+        for number in (1, 16, 64, 256)
     ),
     *(
-        replace(_PLAIN, name=f"routes-{number}", title=f"{number} routes", more_routes=number)
-        for number in ROUTES
+        replace(
+            PLAIN_GROWS,
+            name=f"routes-{number}",
+            title=f"{number} more routes",
+            series="routes",
+            more_routes=number,
+        )
+        for number in (10, 1000)
     ),
     *(
-        replace(_READ, name=f"workers-{number}", title=f"{number} workers", workers=number)
-        for number in WORKERS
+        replace(
+            READ_GROWS,
+            name=f"workers-{number}",
+            title=f"{number} worker{'s' * (number > 1)}",
+            series="workers",
+            workers=number,
+        )
+        for number in (1, 2)
     ),
 ]
 
