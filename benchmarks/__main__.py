@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .conditions import conditions
 from .contenders import LABELS
-from .costs import import_times, round_trips
+from .costs import import_times, round_trips, start_times
 from .databases import Databases, databases
 from .load import default_client, python_client, wrk
 from .report import Report, put_into
@@ -67,9 +67,10 @@ def measure(arguments: argparse.Namespace, opened: Databases) -> Report:
     about = conditions(opened, plan, sys.argv[1:])
     results = run(chosen(arguments.only), opened, plan, say=say)
     if arguments.only or arguments.contenders:
-        return Report(about, results, {}, {})
-    say("round trips and imports")
-    return Report(about, results, round_trips(opened, LABELS), import_times(plan.rounds))
+        return Report(about, results, {}, {}, {})
+    say("round trips, starts and imports")
+    trips, starts = round_trips(opened, LABELS), start_times(opened, min(3, plan.rounds))
+    return Report(about, results, trips, starts, import_times(plan.rounds))
 
 
 def say(line: str) -> None:

@@ -124,7 +124,7 @@ def _growth_chart(results: Sequence[Result], label: str) -> Figure:
     measures: dict[str, Callable[[Result], float]] = {
         "requests per second": lambda result: result.median("requests_per_second"),
         "microseconds of CPU per request": lambda result: result.median("cpu_us"),
-        "seconds to the first answer": lambda result: result.start_seconds,
+        "megabytes": lambda result: result.median("memory_mb"),
     }
     grid: Any = figure.subplots(1, len(measures))
     for axes, (title, measure) in zip(grid, measures.items(), strict=True):

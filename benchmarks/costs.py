@@ -1,4 +1,4 @@
-"""What is counted or timed without a load: round trips on the wire, and the time of imports."""
+"""What is counted or timed without a load: round trips on the wire, imports, starts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from statistics import median
 
 from .databases import Databases
 from .proxy import RunningProxy, proxied
-from .server import ROOT, RunningServer, serving
+from .server import ROOT, RunningServer, launched, serving
 from .workloads import WORKLOADS, Workload
+
+ByContender = dict[str, dict[str, float]]
+"""A number for each contender, and for each of its workloads."""
 
 COUNTED = ("read-by-key", "write", "twenty-reads")
 """The workloads whose round trips are counted."""
@@ -20,6 +23,9 @@ FIRST = 5
 
 REQUESTS = 20
 
+STARTED = ("read-by-key", "plain", "routes-10", "routes-1000")
+"""The workloads whose contenders are timed as they start."""
+
 IMPORTS = {
     "Sanic, sanic-ext and SQLAlchemy": "import sanic, sanic_ext, sqlalchemy.ext.asyncio",
     "pydantic-settings, beside them": "import pydantic_settings",
@@ -27,7 +33,7 @@ IMPORTS = {
 }
 
 
-def round_trips(databases: Databases, contenders: Iterable[str]) -> dict[str, dict[str, float]]:
+def round_trips(databases: Databases, contenders: Iterable[str]) -> ByContender:
     """Count the round trips of a request, by contender and workload."""
     with proxied(databases.url("postgresql")) as proxy:
         counts = {}
@@ -69,3 +75,19 @@ def end():
     ]
     times = zip(*runs, strict=True)
     return {what: median(map(float, of)) for what, of in zip(IMPORTS, times, strict=True)}
+
+
+def start_times(databases: Databases, rounds: int) -> ByContender:
+    """Time the launch of each contender until its first answer; medians, in seconds."""
+    times: ByContender = {}
+    for workload in map(WORKLOADS.__getitem__, STARTED):
+        url = databases.url(workload.where)
+        for name in workload.contenders:
+            taken = [_start_time(name, url, workload.more_routes) for _ in range(rounds)]
+            times.setdefault(name, {})[workload.name] = median(taken)
+    return times
+
+
+def _start_time(name: str, url: str, more_routes: int) -> float:
+    with launched(name, url, more_routes=more_routes) as server:
+        return server.wait_until_up()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .contenders import LABELS
-from .costs import COUNTED
+from .costs import COUNTED, STARTED, ByContender
 from .rounds import Result
 from .server import Sample
 from .targets import outcomes
@@ -23,13 +23,15 @@ class Report:
     Args:
         conditions: what it was made with.
         results: of all contenders in all workloads.
-        round_trips: of one request, by contender and workload.
+        round_trips: of one request.
+        starts: seconds from the launch to the first answer.
         imports: milliseconds.
     """
 
     conditions: dict[str, str]
     results: list[Result]
-    round_trips: dict[str, dict[str, float]]
+    round_trips: ByContender
+    starts: ByContender
     imports: dict[str, float]
 
     @classmethod
@@ -55,11 +57,11 @@ class Report:
             "techempower": self._workloads(_starting_with("te-")),
             "sqlite": self._workloads(_starting_with("sqlite-")),
             "in-flight": self._workloads(_starting_with("in-flight-")),
-            "routes": self._workloads(_starting_with("routes-"), start=True),
+            "routes": self._workloads(_starting_with("routes-")),
             "workers": self._workloads(_starting_with("workers-")),
-            "round-trips": self._round_trips(),
+            "round-trips": self._by_contender(self.round_trips, COUNTED, "{:g}"),
             "imports": self._imports(),
-            "starts": self._starts(),
+            "starts": self._by_contender(self.starts, STARTED, "{:.2f}"),
             "conditions": _table(["what", "value"], map(list, self.conditions.items())),
         }
         return {name: table for name, table in parts.items() if table}
@@ -80,11 +82,10 @@ class Report:
         head = ["work", "contender", "against", "reached", "CPU time", "target", "met"]
         return _table(head, rows)
 
-    def _workloads(self, names: Iterable[str], *, start: bool = False) -> str:
-        head = ["work", "contender", "requests/s", "CPU us/request", "mean ms", "99 % ms", "MB"]
-        rows = []
-        for result in self._of(names):
-            row = [
+    def _workloads(self, names: Iterable[str]) -> str:
+        wanted = set(names)
+        rows = [
+            [
                 WORKLOADS[result.workload].title,
                 LABELS[result.contender],
                 f"{result.median('requests_per_second'):,.0f}",
@@ -93,34 +94,23 @@ class Report:
                 f"{result.median('p99_ms'):,.2f}",
                 f"{result.median('memory_mb'):,.0f}",
             ]
-            rows.append([*row, f"{result.start_seconds:.2f}"] if start else row)
-        return _table([*head, "start s"] if start else head, rows)
-
-    def _of(self, names: Iterable[str]) -> list[Result]:
-        wanted = list(names)
-        return [result for result in self.results if result.workload in wanted]
-
-    def _round_trips(self) -> str:
-        rows = [
-            [LABELS[name], *(f"{counts[of]:g}" if of in counts else "" for of in COUNTED)]
-            for name, counts in self.round_trips.items()
+            for result in self.results
+            if result.workload in wanted
         ]
-        return _table(["contender", *(WORKLOADS[name].title for name in COUNTED)], rows)
+        head = ["work", "contender", "requests/s", "CPU us/request", "mean ms", "99 % ms", "MB"]
+        return _table(head, rows)
+
+    def _by_contender(self, numbers: ByContender, names: Iterable[str], form: str) -> str:
+        columns = [name for name in names if any(name in found for found in numbers.values())]
+        rows = [
+            [LABELS[contender], *(form.format(found[of]) if of in found else "" for of in columns)]
+            for contender, found in numbers.items()
+        ]
+        return _table(["contender", *(WORKLOADS[name].title for name in columns)], rows)
 
     def _imports(self) -> str:
         rows = [[what, f"{milliseconds:.0f}"] for what, milliseconds in self.imports.items()]
         return _table(["import", "ms"], rows)
-
-    def _starts(self) -> str:
-        rows = [
-            [
-                LABELS[result.contender],
-                f"{result.start_seconds:.2f}",
-                f"{result.median('memory_mb'):.0f}",
-            ]
-            for result in self._of(["read-by-key", "plain"])
-        ]
-        return _table(["contender", "seconds to the first answer", "MB after the load"], rows)
 
 
 def put_into(page: Path, parts: dict[str, str]) -> None:

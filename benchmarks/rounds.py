@@ -11,7 +11,7 @@ from statistics import median
 
 from .databases import Databases
 from .load import Client
-from .server import ContenderFailed, RunningServer, Sample, serving
+from .server import ContenderFailed, RunningServer, Sample, launched
 from .workloads import Workload
 
 
@@ -46,7 +46,6 @@ class Result:
 
     workload: str
     contender: str
-    start_seconds: float
     samples: list[Sample] = field(default_factory=list)
 
     def of(self, measure: str) -> list[float]:
@@ -81,14 +80,26 @@ def run(
     results: list[Result] = []
     for _, group in groupby(workloads, key=lambda workload: workload.group):
         with ExitStack() as stack:
-            turns = []
-            for workload in group:
-                turns += start(workload, databases.url(workload.where), plan, stack)
-            run_rounds(turns, plan)
+            turns = run_group(list(group), databases, plan, stack)
         for turn in turns:
             say(summary(turn))
             results.append(turn.result)
     return results
+
+
+def run_group(
+    workloads: list[Workload], databases: Databases, plan: Plan, stack: ExitStack
+) -> list[Turn]:
+    """Have the contenders of some workloads up all at once, compare their answers, load them."""
+    turns = []
+    for workload in workloads:
+        turns += launch(workload, databases.url(workload.where), plan, stack)
+    for turn in turns:
+        turn.server.wait_until_up()
+    for workload in workloads:
+        check_answers(workload, [turn.server for turn in turns if turn.workload is workload])
+    run_rounds(turns, plan)
+    return turns
 
 
 def summary(turn: Turn) -> str:
@@ -102,22 +113,24 @@ def summary(turn: Turn) -> str:
     )
 
 
-def start(workload: Workload, url: str, plan: Plan, stack: ExitStack) -> list[Turn]:
-    """Start the contenders of a workload, until the stack ends, and compare their answers."""
-    turns = []
-    for name in plan.contenders(workload):
-        server = stack.enter_context(
-            serving(
-                name,
-                url,
-                pool_size=plan.pool_size,
-                more_routes=workload.more_routes,
-                workers=workload.workers,
-            )
+def launch(workload: Workload, url: str, plan: Plan, stack: ExitStack) -> list[Turn]:
+    """Launch the contenders of a workload, until the stack ends."""
+    return [
+        Turn(
+            workload,
+            stack.enter_context(
+                launched(
+                    name,
+                    url,
+                    pool_size=plan.pool_size,
+                    more_routes=workload.more_routes,
+                    workers=workload.workers,
+                )
+            ),
+            Result(workload.name, name),
         )
-        turns.append(Turn(workload, server, Result(workload.name, name, server.start_seconds)))
-    check_answers(workload, [turn.server for turn in turns])
-    return turns
+        for name in plan.contenders(workload)
+    ]
 
 
 def check_answers(workload: Workload, servers: list[RunningServer]) -> None:
