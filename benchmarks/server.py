@@ -59,7 +59,7 @@ class RunningServer:
 
     def wait_until_up(self) -> float:
         """Wait for the first good answer; gives the seconds from the launch until then."""
-        end = self._launched + START_WITHIN
+        end = time.perf_counter() + START_WITHIN
         while time.perf_counter() < end and self._process.poll() is None:
             with suppress(OSError, EOFError):
                 if ask(self.arguments.port, PLAIN)[0] == 200:

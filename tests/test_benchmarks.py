@@ -69,6 +69,12 @@ def test_a_run_reports_every_round_of_every_contender(tmp_path: Path) -> None:
     assert f"| {READ.title} | {LABELS['read_session']} |" in report.parts()["sqlite"]
 
 
+def test_a_contender_that_does_not_start_fails_the_run() -> None:
+    """The error has the last lines of its log."""
+    with pytest.raises(ContenderFailed, match="(?s)nobody does not start.*ModuleNotFoundError"):
+        serving("nobody", "").__enter__()
+
+
 def test_an_answer_that_is_an_error_fails_the_check(server: RunningServer) -> None:
     """Nothing is measured that does not work."""
     with pytest.raises(ContenderFailed, match="read_session answers 404 to /nothing"):
