@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(left_out)]
 
 
-def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
+def or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
     try:
         with server as running:
             yield running
@@ -71,19 +71,19 @@ def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, one for the whole session."""
-    yield from _or_skip(server_url(PostgreSQLServer))
+    yield from or_skip(server_url(PostgreSQLServer))
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[str]:
     """The URL of a MariaDB server, one for the whole session."""
-    yield from _or_skip(server_url(MariaDBServer))
+    yield from or_skip(server_url(MariaDBServer))
 
 
 @pytest.fixture(params=[PostgreSQLServer, MariaDBServer])
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server that the test may stop, kill and start again."""
-    yield from _or_skip(request.param())
+    yield from or_skip(request.param())
 
 
 @pytest.fixture(params=DATABASES)
