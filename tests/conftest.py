@@ -1,5 +1,6 @@
 """The fixtures that give each test a real, empty database."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -9,45 +10,10 @@ from typing import TypeVar
 import pytest
 from sanic import Sanic
 
-from tests.servers import (
-    MariaDBServer,
-    PostgreSQLServer,
-    Server,
-    ServerUnavailable,
-    create_database,
-    drop_database,
-    server_url,
-)
+from tests.databases import DRIVERS, SCHEMES, EmptyDatabases, drivers_of
+from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
 
 T = TypeVar("T")
-
-SECOND_DRIVERS = ("postgresql-psycopg", "mariadb-aiomysql")
-ABOUT_DRIVERS = ("test_database", "test_dialects", "test_engine", "test_pool", "test_servers")
-
-DATABASES = {
-    "sqlite": ("sqlite+aiosqlite", None),
-    "postgresql-asyncpg": ("postgresql+asyncpg", "postgresql_server"),
-    "postgresql-psycopg": ("postgresql+psycopg", "postgresql_server"),
-    "mariadb-asyncmy": ("mysql+asyncmy", "mariadb_server"),
-    "mariadb-aiomysql": ("mysql+aiomysql", "mariadb_server"),
-}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the second driver of a database where the driver is not what is tested.
-
-    ``TEST_EVERY_DRIVER=1`` runs everything on every driver, in about twice the time.
-    """
-    if os.environ.get("TEST_EVERY_DRIVER") == "1":
-        return
-    left_out = [
-        item
-        for item in items
-        if item.path.stem not in ABOUT_DRIVERS
-        and any(f"[{driver}" in item.name or f"-{driver}" in item.name for driver in SECOND_DRIVERS)
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
 
 
 def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
@@ -78,19 +44,50 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     yield from _or_skip(request.param())
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(scope="session")
+def postgresql_databases(postgresql_server: str) -> Iterator[EmptyDatabases]:
+    """The databases on that server."""
+    databases = EmptyDatabases(postgresql_server)
+    yield databases
+    databases.drop()
+
+
+@pytest.fixture(scope="session")
+def mariadb_databases(mariadb_server: str) -> Iterator[EmptyDatabases]:
+    """The databases on that server."""
+    databases = EmptyDatabases(mariadb_server)
+    yield databases
+    databases.drop()
+
+
+@pytest.fixture(params=drivers_of(*DRIVERS))
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database, with its asyncio driver: the test runs once for each."""
-    driver, server = DATABASES[request.param]
-    if server is None:
-        yield f"{driver}:///{tmp_path / 'test.db'}"
+    database = request.param.partition("-")[0]
+    if database == "sqlite":
+        yield f"{SCHEMES[request.param]}:///{tmp_path / 'test.db'}"
         return
-    url = create_database(request.getfixturevalue(server), driver)
-    yield url
-    drop_database(url)
+    databases: EmptyDatabases = request.getfixturevalue(f"{database}_databases")
+    with databases.lend(SCHEMES[request.param]) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
 def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """sanic-testing's ASGI client puts its own ``__call__`` on the class, for good."""
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
+
+
+@pytest.fixture(autouse=True)
+def _no_app_is_kept() -> Iterator[None]:
+    """Sanic keeps every app, with all that its handlers hold, which slows the collector down."""
+    before = set(Sanic._app_registry)
+    yield
+    for name in Sanic._app_registry.keys() - before:
+        del Sanic._app_registry[name]
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look through the modules, which takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
