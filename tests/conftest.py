@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from sanic import Sanic
 
-from tests.databases import DRIVERS, SCHEMES, EmptyDatabases, drivers_of
+from tests.databases import SCHEMES, EmptyDatabases, drivers_for
 from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
 
 T = TypeVar("T")
@@ -38,10 +38,22 @@ def mariadb_server() -> Iterator[str]:
     yield from _or_skip(server_url(MariaDBServer))
 
 
-@pytest.fixture(params=[PostgreSQLServer, MariaDBServer])
+@pytest.fixture(scope="session")
+def _own_postgresql_server() -> Iterator[Server]:
+    yield from _or_skip(PostgreSQLServer())
+
+
+@pytest.fixture(scope="session")
+def _own_mariadb_server() -> Iterator[Server]:
+    yield from _or_skip(MariaDBServer())
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server that the test may stop, kill and start again."""
-    yield from _or_skip(request.param())
+    server: Server = request.getfixturevalue(f"_own_{request.param}_server")
+    yield server
+    server.start()
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +72,16 @@ def mariadb_databases(mariadb_server: str) -> Iterator[EmptyDatabases]:
     databases.drop()
 
 
-@pytest.fixture(params=drivers_of(*DRIVERS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of its databases."""
+    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "database_url" in metafunc.fixturenames and not any("database_url" in c for c in chosen):
+        metafunc.parametrize("database_url", drivers_for(metafunc.definition), indirect=True)
+
+
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, with its asyncio driver: the test runs once for each."""
+    """The URL of an empty database, with its asyncio driver."""
     database = request.param.partition("-")[0]
     if database == "sqlite":
         yield f"{SCHEMES[request.param]}:///{tmp_path / 'test.db'}"
@@ -74,17 +93,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(autouse=True)
 def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sanic-testing's ASGI client puts its own ``__call__`` on the class, for good."""
+    """What a test leaves on the class ends with it: its apps and sanic-testing's ``__call__``."""
+    monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
-
-
-@pytest.fixture(autouse=True)
-def _no_app_is_kept() -> Iterator[None]:
-    """Sanic keeps every app, with all that its handlers hold, which slows the collector down."""
-    before = set(Sanic._app_registry)
-    yield
-    for name in Sanic._app_registry.keys() - before:
-        del Sanic._app_registry[name]
 
 
 def pytest_collection_finish() -> None:

@@ -21,29 +21,26 @@ DRIVERS = {
 SCHEMES = {name: scheme for drivers in DRIVERS.values() for name, scheme in drivers.items()}
 
 
-def drivers_of(*databases: str, every_driver: bool = False) -> list[str]:
-    """Give the drivers to test databases with: the first of each, or all of them.
+EVERY_DRIVER = os.environ.get("TEST_EVERY_DRIVER") == "1"
+"""Whether all tests run with each driver of their databases, in about twice the time."""
 
-    ``TEST_EVERY_DRIVER=1`` asks for all of them everywhere, which takes about twice the time.
-    """
-    every_driver = every_driver or os.environ.get("TEST_EVERY_DRIVER") == "1"
-    return [name for each in databases for name in list(DRIVERS[each])[: None if every_driver else 1]]
+on = pytest.mark.databases
+"""The databases of a test, or of a module: each if there is none; with ``every_driver=True`` also
+the second driver of each."""
 
-
-def on(*databases: str, every_driver: bool = False) -> pytest.MarkDecorator:
-    """Run a test on these databases alone."""
-    drivers = drivers_of(*databases, every_driver=every_driver)
-    return pytest.mark.parametrize("database_url", drivers, indirect=True)
-
-
+on_all = on(*DRIVERS)
 on_sqlite = on("sqlite")
 on_postgresql = on("postgresql")
-on_mariadb = on("mariadb")
 on_servers = on("postgresql", "mariadb")
 on_every_driver = on(*DRIVERS, every_driver=True)
-on_every_driver_of_postgresql = on("postgresql", every_driver=True)
-on_every_driver_of_mariadb = on("mariadb", every_driver=True)
 on_every_driver_of_servers = on("postgresql", "mariadb", every_driver=True)
+
+
+def drivers_for(test: pytest.Item) -> list[str]:
+    """Give the drivers with which a test runs."""
+    mark = test.get_closest_marker("databases") or on_all.mark
+    many = EVERY_DRIVER or mark.kwargs.get("every_driver", False)
+    return [name for each in mark.args for name in list(DRIVERS[each])[: None if many else 1]]
 
 
 class EmptyDatabases:

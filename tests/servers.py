@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 HOST = "127.0.0.1"
 START_ATTEMPTS = 10
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 
 _BLOCKING_DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,6 +47,7 @@ class Server(ABC):
 
     variable: ClassVar[str]
     address: ClassVar[str]
+    drivers: ClassVar[tuple[str, str]]
     data_query: ClassVar[str]
     stop_signal = signal.SIGTERM
 
@@ -78,7 +79,12 @@ class Server(ABC):
         return f"{self.address}:{self._port}/"
 
     def start(self) -> None:
-        """Start the server and wait until it answers; the first time on any free port."""
+        """Start the server and wait until it answers; the first time on any free port.
+
+        Nothing happens if it runs.
+        """
+        if self._process and self._process.poll() is None:
+            return
         for _ in range(START_ATTEMPTS):
             port = self._port or _free_port()
             if self._launch(port):
@@ -102,6 +108,10 @@ class Server(ABC):
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def new_database(self, driver: str = "") -> str:
+        """Create an empty database and give its URL, with this driver or the usual one."""
+        return create_database(self.url, driver or self.drivers[0])
 
     @abstractmethod
     def _create_data(self) -> None:
@@ -167,6 +177,7 @@ class PostgreSQLServer(Server):
 
     variable = "TEST_POSTGRESQL_URL"
     address = f"postgresql://postgres@{HOST}"
+    drivers = ("postgresql+asyncpg", "postgresql+psycopg")
     data_query = "SHOW data_directory"
     # PostgreSQL's SIGTERM waits for clients to leave, SIGINT sends them away.
     stop_signal = signal.SIGINT
@@ -212,6 +223,7 @@ class MariaDBServer(Server):
 
     variable = "TEST_MARIADB_URL"
     address = f"mysql://root@{HOST}"
+    drivers = ("mysql+asyncmy", "mysql+aiomysql")
     data_query = "SELECT TRIM(TRAILING '/' FROM @@datadir)"
 
     def _create_data(self) -> None:

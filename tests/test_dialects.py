@@ -14,10 +14,10 @@ from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError
 from sanic_db_bp.settings import DatabaseSettings
+from tests.databases import on, on_every_driver, on_every_driver_of_servers
 
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg")
-ON_POSTGRESQL = ("postgresql-asyncpg", "postgresql-psycopg")
-ON_MARIADB = ("mariadb-asyncmy", "mariadb-aiomysql")
+pytestmark = on_every_driver
 
 
 def connect_args(url: str, *, read_only: bool = False, **values: Any) -> tuple[str, dict[str, Any]]:
@@ -202,7 +202,7 @@ async def test_parameters_in_the_url_reach_the_server(postgresql_server: str, dr
 # Which errors are worth another try
 
 
-@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@on_every_driver_of_servers
 async def test_a_deadlock_is_worth_another_try(database_url: str) -> None:
     """Of two transactions that wait for each other one fails, with an error to be retried."""
     engine = engine_of(database_url)
@@ -225,7 +225,7 @@ async def update(connection: AsyncConnection, row: int) -> None:
     await connection.execute(text("UPDATE t SET n = n + 1 WHERE id = :id"), {"id": row})
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 async def test_a_serialization_failure_is_worth_another_try(database_url: str) -> None:
     """PostgreSQL refuses the second of two transactions that changed the same row."""
     engine = engine_of(database_url, isolation_level="SERIALIZABLE")
