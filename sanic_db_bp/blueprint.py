@@ -16,10 +16,11 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .context import DEFAULT_NAME, databases_of
+from .context import current_origin
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .injection import bridge_dependencies, install
+from .registry import DEFAULT_NAME, databases_of, observers_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
 
@@ -129,6 +130,8 @@ class DatabaseBlueprint(Blueprint):
             lambda: self._settings(app, code_config),
             name=self.name,
             default_url=f"sqlite:///{app.name}{suffix}.db",
+            origin=current_origin,
+            observers=observers_of(app),
             **self._options.classes,
         )
         databases_of(app)[self.name] = database

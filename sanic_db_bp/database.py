@@ -24,6 +24,7 @@ from .bridge import run_in_bridge
 from .dialects import Backend, backend_of, is_memory, parse_url
 from .engine import make_engine
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .observers import FindOrigin, Observer
 from .sessions import AsyncReadSession, ReadSession, SessionFactory
 from .settings import DatabaseSettings
 from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
@@ -65,6 +66,8 @@ class Database:
         async_read_session_class: the asyncio class for reading.
         default_url: the database if the settings name none.
         workers: among how many processes ``MAX_CONNECTIONS`` is divided.
+        origin: tells on whose behalf the current code runs, for the log.
+        observers: who adds events to what is made here; more may come until it is first used.
     """
 
     def __init__(
@@ -78,8 +81,12 @@ class Database:
         async_read_session_class: type[AsyncReadSession] = AsyncReadSession,
         default_url: str = "sqlite:///app.db",
         workers: int = 1,
+        origin: FindOrigin = lambda: None,
+        observers: list[Observer] | None = None,
     ) -> None:
         self.name = name
+        self.observers = [] if observers is None else observers
+        self._origin = origin
         self._load = settings if callable(settings) else lambda: settings
         self.classes: dict[SessionForm, type[Session | AsyncSession]] = {
             "session": session_class,
@@ -133,7 +140,10 @@ class Database:
             name=self.name,
             read_only=read_only,
             connections=self._connections(read_only=read_only),
+            origin=self._origin,
         )
+        for observer in self.observers:
+            observer.engine_made(self, engine, read_only=read_only)
         event.listen(engine.sync_engine, "connect", self._dispose_with_the_loop)
         return engine
 
@@ -160,19 +170,30 @@ class Database:
     @cached_property
     def factory(self) -> SessionFactory:
         """Makes the read-write sessions."""
-        return SessionFactory(
-            self.name,
-            self.engine,
-            *self._classes,
-            expire_on_commit=self.settings.expire_on_commit,
+        return self._observed(
+            SessionFactory(
+                self.name,
+                self.engine,
+                *self._classes,
+                expire_on_commit=self.settings.expire_on_commit,
+            ),
+            read_only=False,
         )
 
     @cached_property
     def read_factory(self) -> SessionFactory:
         """Makes the read sessions."""
-        return SessionFactory(
-            self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+        return self._observed(
+            SessionFactory(
+                self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+            ),
+            read_only=True,
         )
+
+    def _observed(self, factory: SessionFactory, *, read_only: bool) -> SessionFactory:
+        for observer in self.observers:
+            observer.session_class_made(self, factory.session_class, read_only=read_only)
+        return factory
 
     @property
     def commits_automatically(self) -> bool:
@@ -312,6 +333,11 @@ class Database:
                 for table in metadata.tables.values()
             ):
                 metadata.create_all(connection)
+
+    def retried(self) -> None:
+        """Tell the observers that a transaction runs again."""
+        for observer in self.observers:
+            observer.retried(self)
 
     def began(self, unit: UnitOfWork) -> None:
         """Keep account of a unit of work that is under way."""

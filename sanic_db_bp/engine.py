@@ -7,17 +7,19 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from time import perf_counter
-from typing import Any
+from functools import partial
+from reprlib import Repr
+from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, event
-from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy import Dialect, event
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
+from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .observers import Execution, FindOrigin, on_execution
 from .pool import FairPool
 from .settings import DatabaseSettings
 
@@ -25,6 +27,10 @@ logger = logging.getLogger("sanic.root.db")
 
 FINISH_WITHIN = 2.0
 """Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
+
+_SHORT = Repr()
+_SHORT.maxdict = _SHORT.maxtuple = _SHORT.maxlist = 20
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def make_engine(
@@ -34,6 +40,7 @@ def make_engine(
     name: str = "db",
     read_only: bool = False,
     connections: int | None = None,
+    origin: FindOrigin = lambda: None,
 ) -> AsyncEngine:
     """Build an engine.
 
@@ -45,6 +52,7 @@ def make_engine(
             refuses to write ("Engine Disposal" and "Understanding the DBAPI-Level Autocommit
             Isolation Level" in SQLAlchemy's documentation).
         connections: at most so many; by default ``POOL_SIZE`` + ``MAX_OVERFLOW``.
+        origin: tells on whose behalf a slow statement ran.
 
     Returns:
         The engine; it connects when it is first used.
@@ -69,7 +77,7 @@ def make_engine(
     if not read_only or settings.pgbouncer:
         _end_transactions_despite_cancellation(engine.dialect)
     if settings.slow_query_ms is not None:
-        _log_slow_statements(engine, settings.slow_query_ms)
+        _log_slow_statements(engine, settings, name, origin)
     return engine
 
 
@@ -139,29 +147,32 @@ def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
 def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(dbapi_connection: Any) -> None:
         if in_greenlet():
-            await_only(uninterrupted(run_in_bridge(method, dbapi_connection), within=FINISH_WITHIN))
+            run_uninterrupted(partial(method, dbapi_connection), within=FINISH_WITHIN)
         else:
             method(dbapi_connection)
 
     return run
 
 
-def _log_slow_statements(engine: AsyncEngine, milliseconds: float) -> None:
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
-    def start(connection: Connection, *_: Any) -> None:
-        connection.info["sanic_db_bp_started"] = perf_counter()
+def _log_slow_statements(
+    engine: AsyncEngine, settings: DatabaseSettings, name: str, origin: FindOrigin
+) -> None:
+    def report(execution: Execution) -> None:
+        took = execution.seconds * 1000
+        if took < cast(float, settings.slow_query_ms):
+            return
+        route, request_id = origin() or (None, None)
+        details = {"database": name, "duration_ms": took, "rows": execution.rows}
+        details |= {"route": route, "request_id": request_id}
+        rows = "" if execution.rows is None else f", {execution.rows} rows"
+        place = "" if route is None else f" in {route}, request {request_id}"
+        parameters = ""
+        if settings.slow_query_parameters:
+            parameters = f" with {_SHORT.repr(execution.parameters)}"
+        logger.warning(
+            "slow statement (%.0f ms%s)%s: %s%s",
+            *(took, rows, place, execution.statement, parameters),
+            extra=details,
+        )
 
-    @event.listens_for(engine.sync_engine, "after_cursor_execute")
-    def stop(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        report(connection, statement)
-
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def fail(context: ExceptionContext) -> None:
-        if context.connection is not None and context.statement is not None:
-            report(context.connection, context.statement)
-
-    def report(connection: Connection, statement: str) -> None:
-        started = None if connection.closed else connection.info.pop("sanic_db_bp_started", None)
-        took = 0 if started is None else (perf_counter() - started) * 1000
-        if took >= milliseconds:
-            logger.warning("slow statement (%.0f ms): %s", took, statement)
+    on_execution(engine, report)

@@ -17,10 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from .bridge import bridged
-from .context import PLANS, databases_of, default_database, scope_of, scoped_class
 from .database import Database
 from .exceptions import ConfigurationError
-from .handlers import NO_PLAN, Plan, Provider, Transaction, wrap, wrap_websocket
+from .handlers import NO_PLAN, Plan, Provider, wrap, wrap_websocket
+from .registry import databases_of, default_database
+from .request import PLANS, scope_of, scoped_class
+from .scope import AS_SET, Transaction
 from .sessions import AsyncReadSession, ReadSession
 from .unit_of_work import SessionForm
 
@@ -135,7 +137,7 @@ def install(app: Sanic[Any, Any]) -> None:
     registry = _registry_of(app)
     if registry is not None:
         _register(app, injectables, registry)
-    app.request_class = scoped_class(app.request_class or Request)
+    app.request_class = scoped_class(app)
     planner = _Planner(injectables, registry or {})
     for route in app.router.routes:
         if route.extra.websocket:
@@ -328,7 +330,7 @@ def _transaction_of(handler: Any) -> Transaction:
             transaction: Transaction = handler.__transaction__
             return transaction
         handler = getattr(handler, "func", None) or getattr(handler, "__wrapped__", None)
-    return Transaction()
+    return AS_SET
 
 
 def hints_of(function: Any, name: str | None = None) -> dict[str, Any]:

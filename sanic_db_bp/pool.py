@@ -131,11 +131,30 @@ class FairPool(AsyncAdaptedQueuePool):
     is_closed: Callable[[Any], bool] = staticmethod(lambda _driver_connection: False)
     """Whether an idle connection is known to be dead; each database has its own way to tell."""
 
+    on_wait: tuple[Callable[[float, bool], None], ...] = ()
+    """Called after each wait for a connection: how many seconds, and whether there was one.
+
+    They belong to the class, which each engine has for itself: SQLAlchemy makes a new pool of it
+    when an engine is disposed.
+    """
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._opening: set[asyncio.Task[ConnectionPoolEntry]] = set()
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if not self.on_wait:
+            return self._get()
+        started, found = time.perf_counter(), False
+        try:
+            record = self._get()
+            found = True
+            return record
+        finally:
+            for waited in self.on_wait:
+                waited(time.perf_counter() - started, found)
+
+    def _get(self) -> ConnectionPoolEntry:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timeout
         while True:

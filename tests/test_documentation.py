@@ -385,7 +385,7 @@ def test_the_troubleshooting_page_quotes_real_messages(heading: str) -> None:
 @cache
 def messages() -> list[str]:
     """The strings of the package, with an ellipsis for each value that is put into them."""
-    trees = [ast.parse(module.read_text()) for module in PACKAGE.glob("*.py")]
+    trees = [ast.parse(module.read_text()) for module in PACKAGE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return [text_of(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)]
 

@@ -472,6 +472,37 @@ async def test_slow_statements_are_logged_without_parameters(
 
 
 @on_all
+async def test_a_slow_statement_is_logged_with_what_it_found(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record has the figures as fields, for logs that machines read."""
+    engine = engine_of(database_url, slow_query_ms=0.000001)
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1 UNION SELECT 2"))
+    record: Any = caplog.records[-1]
+    known = engine.dialect.name != "sqlite"
+    assert record.rows == (2 if known else None)
+    assert (f"{record.duration_ms:.0f} ms, 2 rows" in record.message) is known
+    assert (record.database, record.route, record.request_id) == ("db", None, None)
+
+
+@on_all
+@pytest.mark.parametrize("parameters", [{"name": "tea"}, {"name": "x" * 100_000}])
+async def test_parameters_are_logged_if_asked_for_and_shortened(
+    engine_of: Engines,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    parameters: dict[str, str],
+) -> None:
+    """SLOW_QUERY_PARAMETERS shows what a statement was slow with, in a line of bounded length."""
+    engine = engine_of(database_url, slow_query_ms=0.000001, slow_query_parameters=True)
+    async with engine.connect() as connection:
+        await connection.scalar(text("SELECT :name"), parameters)
+    assert parameters["name"][:3] in caplog.messages[-1]
+    assert len(caplog.messages[-1]) < 500
+
+
+@on_all
 async def test_quick_statements_are_not_logged(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,6 +40,7 @@ NAMES = {
     "CREATE_TABLES",
     "ECHO",
     "SLOW_QUERY_MS",
+    "SLOW_QUERY_PARAMETERS",
     "ENGINE_OPTIONS",
     "CONNECT_ARGS",
     "ENV_FILE",
