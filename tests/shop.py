@@ -17,8 +17,6 @@ from sqlalchemy import (
     Connection,
     ForeignKeyConstraint,
     String,
-    create_engine,
-    make_url,
     select,
     text,
 )
@@ -27,16 +25,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, Pool
 
 from sanic_db_bp import DatabaseBlueprint
+from tests.servers import blocking_engine
+from tests.serving import make_light
 
 Shop = Sanic[Any, Any]
 
 _names = count(1)
-
-_BLOCKING_DRIVERS = {
-    "sqlite": "sqlite",
-    "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-}
 
 _SLOW_QUERIES = {
     "postgresql": "SELECT pg_sleep(5)",
@@ -75,8 +69,7 @@ class Part(Base):
 def make_app(database_url: str, **settings: Any) -> Shop:
     """Make an app of its own name with the shop's tables in the database."""
     app: Shop = Sanic(f"shop-{next(_names)}")
-    # Sanic rewrites its own code at a start, which works once in a process.
-    app.config.TOUCHUP = False
+    make_light(app)
     values = {"url": database_url, "create_tables": True, "pool_size": 3, **settings}
     app.blueprint(DatabaseBlueprint(metadata=Base.metadata, **values))
     return app
@@ -86,14 +79,8 @@ class Observer:
     """Another client of the database, blocking: for a look in the middle of a request."""
 
     def __init__(self, database_url: str, *, poolclass: type[Pool] = NullPool) -> None:
-        url = make_url(database_url)
-        self.kind = url.get_backend_name()
-        connect_args = {"timeout": 0} if self.kind == "sqlite" else {}
-        self._engine = create_engine(
-            url.set(drivername=_BLOCKING_DRIVERS[self.kind]),
-            poolclass=poolclass,
-            connect_args=connect_args,
-        )
+        self._engine = blocking_engine(database_url, poolclass=poolclass)
+        self.kind = self._engine.url.get_backend_name()
 
     def close(self) -> None:
         """Close the connection, if one is kept."""

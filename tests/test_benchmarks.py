@@ -71,7 +71,7 @@ def test_a_run_reports_every_round_of_every_contender(tmp_path: Path) -> None:
 
 def test_a_contender_that_does_not_start_fails_the_run() -> None:
     """The error has the last lines of its log."""
-    with pytest.raises(ContenderFailed, match="(?s)nobody does not start.*ModuleNotFoundError"):
+    with pytest.raises(ContenderFailed, match=r"(?s)nobody does not start.*ModuleNotFoundError"):
         serving("nobody", "").__enter__()
 
 

@@ -57,12 +57,6 @@ class ReportsAsyncSession(AsyncSession):
     """The asyncio session of a second database."""
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
-
-
 @pytest.fixture
 def blueprint(tmp_path: Path) -> Callable[..., DatabaseBlueprint]:
     """Make a blueprint of an empty SQLite database with the table of notes."""

@@ -15,11 +15,11 @@ from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError
 from sanic_db_bp.liveness import cut
 from sanic_db_bp.settings import DatabaseSettings
+from tests.databases import on, on_every_driver, on_every_driver_of_servers
 from tests.shop import Observer, eventually
 
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg")
-ON_POSTGRESQL = ("postgresql-asyncpg", "postgresql-psycopg")
-ON_MARIADB = ("mariadb-asyncmy", "mariadb-aiomysql")
+pytestmark = on_every_driver
 
 
 def connect_args(url: str, *, read_only: bool = False, **values: Any) -> tuple[str, dict[str, Any]]:
@@ -201,7 +201,7 @@ async def test_parameters_in_the_url_reach_the_server(postgresql_server: str, dr
     await engine.dispose()
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 async def test_a_statement_ends_when_its_client_is_gone(database_url: str) -> None:
     """The server itself notices, as nobody asks it to cancel for a process that was killed."""
     engine = engine_of(database_url)
@@ -217,7 +217,7 @@ async def test_a_statement_ends_when_its_client_is_gone(database_url: str) -> No
     await engine.dispose()
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 async def test_a_server_that_cannot_look_for_its_clients(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +233,7 @@ async def test_a_server_that_cannot_look_for_its_clients(
 # Which errors are worth another try
 
 
-@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@on_every_driver_of_servers
 async def test_a_deadlock_is_worth_another_try(database_url: str) -> None:
     """Of two transactions that wait for each other one fails, with an error to be retried."""
     engine = engine_of(database_url)
@@ -256,7 +256,7 @@ async def update(connection: AsyncConnection, row: int) -> None:
     await connection.execute(text("UPDATE t SET n = n + 1 WHERE id = :id"), {"id": row})
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 async def test_a_serialization_failure_is_worth_another_try(database_url: str) -> None:
     """PostgreSQL refuses the second of two transactions that changed the same row."""
     engine = engine_of(database_url, isolation_level="SERIALIZABLE")
