@@ -204,7 +204,8 @@ class FairPool(AsyncAdaptedQueuePool):
 
     def _opened(self, deadline: float) -> ConnectionPoolEntry:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(run_in_bridge(self._create_connection))
+        # Not in the context of the request, which the connection may keep for as long as it lives.
+        task = loop.create_task(run_in_bridge(self._create_connection), context=Context())
         self._opening.add(task)
         waiting = asyncio.wait({task}, timeout=max(0, deadline - loop.time()))
         try:

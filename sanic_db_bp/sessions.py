@@ -107,7 +107,7 @@ class SessionUse:
     ) -> None:
         self.unit = unit
         self.used_by: asyncio.Task[Any] | None = None
-        self.finished = False
+        self.finished = unit.finished
         self.made = False
         self._factory = factory
         self._isolation_level = isolation_level
@@ -131,6 +131,7 @@ class SessionUse:
     def make(self, shell: Session) -> None:
         """Turn the shell into a session."""
         self.made = True
+        self.unit.began()
         self._factory.make(shell, self._isolation_level)
 
     @property
@@ -175,18 +176,20 @@ class SessionUse:
 
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""
-        if self._session is not None and not self.finished:
-            try:
-                self._close(self._session)
-            finally:
-                self._forget()
-        self.finished = True
+        try:
+            if self.made and not self.finished:
+                self._close(self.session)
+        finally:
+            # Nothing may keep the other alive until the garbage collector comes by.
+            self.finished = True
+            self._session = self._async_session = None
+            self._connections.clear()
 
     def _close(self, session: Session) -> None:
         try:
             if self.used_by is not None and not self._wait_until_free():
                 self.discard()
-            elif self.made and (session.in_transaction() or session.identity_map):
+            elif session.in_transaction() or session.identity_map:
                 session.close()
         except BaseException as error:
             if self.used_by is not None:
@@ -196,12 +199,6 @@ class SessionUse:
                 raise
             # The transaction is gone all the same; its own error matters more than this one.
             logger.error("%s: ROLLBACK failed, the connection was cut: %s", self.database, error)
-
-    def _forget(self) -> None:
-        # Nothing may keep the other alive until the garbage collector comes by.
-        self.finished = True
-        self._session = self._async_session = None
-        self._connections.clear()
 
     def discard(self) -> None:
         """Cut the connection; its place in the pool is free again."""

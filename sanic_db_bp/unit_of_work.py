@@ -101,17 +101,15 @@ class UnitOfWork:
     def _writing(self) -> SessionUse:
         if self._write is None:
             self._write = SessionUse(self, self.database.factory, self.isolation_level)
-            self._opened(self._write)
         return self._write
 
     def _reading(self) -> SessionUse:
         if self._read is None:
             self._read = SessionUse(self, self.database.read_factory)
-            self._opened(self._read)
         return self._read
 
-    def _opened(self, use: SessionUse) -> None:
-        use.finished = self.finished
+    def began(self) -> None:
+        """Called when a session of it is first used."""
         if not self.finished and not self._live:
             self._live = True
             self.database.began(self)
@@ -129,6 +127,9 @@ class UnitOfWork:
             ReadOnlySession: a read session has changes; everything was rolled back.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
+        if not self._live and not self._callbacks:
+            self._end()
+            return
         try:
             self._check_unused()
             if self._read is not None:
