@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -46,9 +46,10 @@ COUNT = select(func.count()).select_from(Item)
 ONE = text("SELECT 1")
 
 
-async def opened(url: str) -> Database:
+async def opened(url: str, pool_size: int = 2) -> Database:
     database = Database(
-        DatabaseSettings(url=url, env_file=None, pool_size=2, pool_timeout=2), name="shop"
+        DatabaseSettings(url=url, env_file=None, pool_size=pool_size, pool_timeout=2),
+        name="shop",
     )
     teach_to_sleep(database.engine, database.read_engine)
     await database.create_missing_tables(Base.metadata)
@@ -364,6 +365,25 @@ async def test_callbacks_of_a_savepoint_share_its_fate(database: Database) -> No
     assert called == ["outer", "released", "last"]
 
 
+async def test_a_failed_flush_in_a_savepoint_keeps_the_callbacks_around_it(
+    database: Database,
+) -> None:
+    """What was registered in the savepoint is forgotten, the rest waits for the COMMIT."""
+    called: list[str] = []
+    async with database.session() as session:
+        session.add(Item(id=1, number=1))
+        await session.flush()
+        session.expunge_all()
+        on_commit(lambda: called.append("outer"))
+        with suppress(IntegrityError):
+            async with session.begin_nested():
+                on_commit(lambda: called.append("inner"))
+                session.add(Item(id=1, number=2))
+                await session.flush()
+    assert called == ["outer"]
+    assert await count(database) == 1
+
+
 async def test_a_commit_within_a_savepoint_calls_all(database: Database) -> None:
     """session.commit() releases every savepoint and commits."""
     called: list[str] = []
@@ -502,6 +522,29 @@ async def test_a_session_in_use_at_the_end_fails_the_unit_of_work(database: Data
     with pytest.raises(SessionFinished):
         await sessions[0].execute(ONE)
     assert await count(database) == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_task_that_still_waits_for_a_connection_fails_the_unit_of_work(
+    database_url: str,
+) -> None:
+    """Its statement would be lost without a word, as nothing has begun that could be committed."""
+    database = await opened(database_url, pool_size=1)
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        async with database.block() as unit:
+            tasks.append(asyncio.ensure_future(use(unit)))
+            await asyncio.sleep(0)
+
+    async with database.session() as session:
+        await session.connection()
+        with pytest.raises(ConcurrentSessionUse):
+            await work()
+    await asyncio.wait(tasks)
+    assert await all_are_free(database)
+    assert await count(database) == 0
+    await database.dispose(within=1)
 
 
 async def test_an_error_is_not_hidden_by_a_session_in_use(database: Database) -> None:
