@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -23,6 +24,7 @@ from .injection import bridge_dependencies, install
 from .registry import DEFAULT_NAME, databases_of, observers_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
+from .startup import require_head, tell_budget
 
 logger = logging.getLogger("sanic.root.db")
 
@@ -102,6 +104,11 @@ class DatabaseBlueprint(Blueprint):
         self.listener("before_server_start", priority=BRIDGE_PRIORITY)(self._bridge_dependencies)
         self.listener("after_server_stop", priority=OPEN_PRIORITY)(self._close)
 
+    @property
+    def metadata(self) -> MetaData | None:
+        """The tables, if they were given to the blueprint."""
+        return self._options.metadata
+
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         """Register the database with an app; called by ``app.blueprint``.
 
@@ -167,13 +174,16 @@ class DatabaseBlueprint(Blueprint):
 
     async def _open(self, app: Sanic[Any, Any]) -> None:
         database = self._database(app)
-        database.workers = max(1, app.state.workers)
+        database.workers = _workers(app)
         logger.info("database %s: %s", self.name, database.url)
         _answer_unavailable(app)
         try:
             await database.wait_until_up()
+            await require_head(database)
             if database.settings.create_tables and self._options.metadata is not None:
                 await database.create_missing_tables(self._options.metadata)
+            if self._is_last(app) and _in_first_worker():
+                await tell_budget(databases_of(app).values())
         except BaseException:
             await database.dispose(within=0)
             raise
@@ -189,8 +199,23 @@ class DatabaseBlueprint(Blueprint):
     def _is_first(self, app: Sanic[Any, Any]) -> bool:
         return next(iter(databases_of(app))) == self.name
 
+    def _is_last(self, app: Sanic[Any, Any]) -> bool:
+        return next(reversed(databases_of(app))) == self.name
+
     async def _close(self, app: Sanic[Any, Any]) -> None:
         await self._database(app).dispose()
+
+
+def _workers(app: Sanic[Any, Any]) -> int:
+    """How many processes serve the app."""
+    if not hasattr(app, "multiplexer"):
+        return max(1, app.state.workers)
+    # A worker that was spawned does not know app.state.workers.
+    return sum(worker.get("server", False) for worker in app.m.workers.values())
+
+
+def _in_first_worker() -> bool:
+    return "-Server-0-" in os.environ.get("SANIC_WORKER_NAME", "-Server-0-")
 
 
 def _check_names(values: dict[str, Any], settings: DatabaseSettings | None) -> None:

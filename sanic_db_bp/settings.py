@@ -187,6 +187,11 @@ class DatabaseSettings(BaseSettings):
         description="Create the missing tables of the blueprint's metadata at the start. For "
         "demos and tests.",
     )
+    require_head: Literal["off", "warn", "refuse"] = Field(
+        "off",
+        description="What the start does about a database that lacks migrations: off: nothing. "
+        "warn: log a warning. refuse: not start. Needs the MigrationsBlueprint.",
+    )
     echo: bool = Field(False, description="Log every statement.")
     slow_query_ms: float | None = Field(
         None,

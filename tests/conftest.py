@@ -16,7 +16,7 @@ from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavail
 T = TypeVar("T")
 
 
-def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
+def or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
     try:
         with server as running:
             yield running
@@ -29,23 +29,23 @@ def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, one for the whole session."""
-    yield from _or_skip(server_url(PostgreSQLServer))
+    yield from or_skip(server_url(PostgreSQLServer))
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[str]:
     """The URL of a MariaDB server, one for the whole session."""
-    yield from _or_skip(server_url(MariaDBServer))
+    yield from or_skip(server_url(MariaDBServer))
 
 
 @pytest.fixture(scope="session")
 def _own_postgresql_server() -> Iterator[Server]:
-    yield from _or_skip(PostgreSQLServer())
+    yield from or_skip(PostgreSQLServer())
 
 
 @pytest.fixture(scope="session")
 def _own_mariadb_server() -> Iterator[Server]:
-    yield from _or_skip(MariaDBServer())
+    yield from or_skip(MariaDBServer())
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])

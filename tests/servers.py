@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, Pool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 HOST = "127.0.0.1"
@@ -86,7 +86,7 @@ class Server(ABC):
         if self._process and self._process.poll() is None:
             return
         for _ in range(START_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             if self._launch(port):
                 self._port = port
                 return
@@ -251,6 +251,8 @@ class MariaDBServer(Server):
             "--no-defaults",
             f"--datadir={self._data}",
             f"--pid-file={self._folder / 'pid'}",
+            # In a folder that several share, the names of their files may be the same.
+            f"--tmpdir={self._folder}",
             "--innodb-log-file-size=16M",
             # Flushed once a second: only a crash of the whole machine can lose a commit.
             "--innodb-flush-log-at-trx-commit=2",
@@ -329,12 +331,12 @@ def _engine(address: str) -> Engine:
     return blocking_engine(address, isolation_level="AUTOCOMMIT")
 
 
-def blocking_engine(address: str, **options: Any) -> Engine:
-    """Make an engine that blocks and keeps no connection, for a look from outside."""
+def blocking_engine(address: str, *, poolclass: type[Pool] = NullPool, **options: Any) -> Engine:
+    """Make an engine that blocks and by default keeps no connection, for a look from outside."""
     url = make_url(address)
     driver, arguments = _BLOCKING_DRIVERS[url.get_backend_name()]
     return create_engine(
-        url.set(drivername=driver), poolclass=NullPool, connect_args=arguments, **options
+        url.set(drivername=driver), poolclass=poolclass, connect_args=arguments, **options
     )
 
 
@@ -343,7 +345,7 @@ def _nobody() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Pick a port below those of client sockets, which could take it while the server is down."""
     while True:
         port = random.randint(20000, 32000)

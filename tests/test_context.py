@@ -380,7 +380,7 @@ async def test_a_task_that_is_first_to_look_after_the_request_is_refused(app: Ap
 async def test_what_signals_do_before_the_first_byte_is_committed(
     app: App, used_before: bool
 ) -> None:
-    """The signal of the response comes after the handler's COMMIT, and before the answer goes out."""
+    """The signal of the response comes after the handler's COMMIT, and before the answer."""
 
     async def before(request: Request, **_: object) -> None:
         request.ctx.session.add(Note(text="before"))

@@ -10,11 +10,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url
+from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url, postgresql
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError
+from sanic_db_bp.liveness import cut
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on, on_every_driver, on_every_driver_of_servers
+from tests.shop import Observer, eventually
 
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg")
 pytestmark = on_every_driver
@@ -196,6 +198,35 @@ async def test_parameters_in_the_url_reach_the_server(postgresql_server: str, dr
             ("statement_timeout", "7s"),
         ):
             assert await connection.scalar(text(f"SHOW {name}")) == value
+    await engine.dispose()
+
+
+@on("postgresql", every_driver=True)
+async def test_a_statement_ends_when_its_client_is_gone(database_url: str) -> None:
+    """The server itself notices, as nobody asks it to cancel for a process that was killed."""
+    engine = engine_of(database_url)
+    observer = Observer(database_url)
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        query = asyncio.create_task(connection.execute(text("SELECT pg_sleep(60)")))
+        await eventually(lambda: observer.slow_queries() == 1, within=5)
+        cut(raw.driver_connection)
+        await eventually(lambda: observer.slow_queries() == 0, within=5)
+        with pytest.raises(DBAPIError):
+            await query
+    await engine.dispose()
+
+
+@on("postgresql", every_driver=True)
+async def test_a_server_that_cannot_look_for_its_clients(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that refuses the parameter, as PostgreSQL 13 does, is connected to without it."""
+    name = "client_connection_check_interval"
+    monkeypatch.setattr(postgresql, "LOOK_FOR_CLIENT", (name, "-1"))
+    engine = engine_of(database_url)
+    async with engine.connect() as connection:
+        assert await connection.scalar(text(f"SHOW {name}")) == "0"
     await engine.dispose()
 
 

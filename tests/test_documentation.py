@@ -219,8 +219,11 @@ def run_command(app: Sanic[Any, Any], command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
         # A process of its own, in which no server was started, has no extensions.
-        patch.setattr(app, "_ext", None)
-        Executor(app, {}).run(arguments[0], arguments)
+        patch.setattr(app, "_ext", None, raising=False)
+        try:
+            Executor(app, {}).run(arguments[0], arguments)
+        except SystemExit as failure:
+            return f"{output.getvalue()}{failure.code}"
     return output.getvalue()
 
 

@@ -26,6 +26,7 @@ from sanic_db_bp import (
     transactional,
 )
 from tests.databases import on_postgresql, on_servers, on_sqlite
+from tests.proxy import proxied
 from tests.serving import serving
 from tests.shop import (
     Item,
@@ -38,7 +39,6 @@ from tests.shop import (
     doom,
     eventually,
     make_app,
-    proxied,
     raw_client,
     settled,
     without_garbage_collector,

@@ -101,9 +101,9 @@ def test_a_taken_port_is_left_to_its_owner(
 ) -> None:
     """A server whose port was taken in between starts on another one."""
     taken = int(own_server.url.rsplit(":", 1)[1].rstrip("/"))
-    free = servers._free_port()
+    free = servers.free_port()
     ports = iter([taken, free])
-    monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
+    monkeypatch.setattr(servers, "free_port", lambda: next(ports))
     with type(own_server)() as other:
         assert other.url == own_server.url.replace(str(taken), str(free))
 

@@ -272,6 +272,20 @@ async def test_callbacks_never_run_after_a_rollback(database: Database) -> None:
     assert called == []
 
 
+@pytest.mark.parametrize("end", ["rollback", "close", "reset"])
+async def test_a_rollback_before_the_first_statement_forgets_callbacks(
+    database: Database, end: str
+) -> None:
+    """Also where there is no transaction yet, and nothing to tell the database."""
+    called: list[str] = []
+    async with database.session() as session:
+        on_commit(lambda: called.append("before"))
+        await getattr(session, end)()
+        on_commit(lambda: called.append("after"))
+        await session.execute(ONE)
+    assert called == ["after"]
+
+
 @on_sqlite
 async def test_callbacks_run_after_an_explicit_commit(database: Database) -> None:
     """Each runs once, after the commit that follows it."""
