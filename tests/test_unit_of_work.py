@@ -46,10 +46,9 @@ COUNT = select(func.count()).select_from(Item)
 ONE = text("SELECT 1")
 
 
-async def opened(url: str, pool_size: int = 2) -> Database:
+async def opened(url: str) -> Database:
     database = Database(
-        DatabaseSettings(url=url, env_file=None, pool_size=pool_size, pool_timeout=2),
-        name="shop",
+        DatabaseSettings(url=url, env_file=None, pool_size=2, pool_timeout=2), name="shop"
     )
     teach_to_sleep(database.engine, database.read_engine)
     await database.create_missing_tables(Base.metadata)
@@ -538,27 +537,23 @@ async def test_a_session_in_use_at_the_end_fails_the_unit_of_work(database: Data
     assert await count(database) == 0
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_task_that_still_waits_for_a_connection_fails_the_unit_of_work(
-    database_url: str,
+async def test_a_task_that_still_closes_the_session_fails_the_unit_of_work(
+    database: Database,
 ) -> None:
-    """Its statement would be lost without a word, as nothing has begun that could be committed."""
-    database = await opened(database_url, pool_size=1)
+    """It would be chance what is stored: nothing is."""
     tasks: list[asyncio.Task[Any]] = []
 
     async def work() -> None:
         async with database.block() as unit:
-            tasks.append(asyncio.ensure_future(use(unit)))
+            await use(unit)
+            tasks.append(asyncio.ensure_future(unit.async_session.close()))
             await asyncio.sleep(0)
 
-    async with database.session() as session:
-        await session.connection()
-        with pytest.raises(ConcurrentSessionUse):
-            await work()
+    with pytest.raises(ConcurrentSessionUse):
+        await work()
     await asyncio.wait(tasks)
     assert await all_are_free(database)
     assert await count(database) == 0
-    await database.dispose(within=1)
 
 
 async def test_an_error_is_not_hidden_by_a_session_in_use(database: Database) -> None:
