@@ -210,11 +210,14 @@ class UnitOfWork:
         self._callbacks.clear()
 
     def rolled_back(self, transaction: SessionTransaction) -> None:
-        """Called after a ROLLBACK, of everything or to a savepoint."""
+        """Called after a ROLLBACK to a savepoint, of a flush, or of everything."""
+        # A flush that fails takes back the savepoint around it.
+        while not transaction.nested and transaction.parent is not None:
+            transaction = transaction.parent
         self._callbacks = [
             (callback, savepoints)
             for callback, savepoints in self._callbacks
-            if transaction.nested and transaction not in savepoints
+            if transaction not in savepoints
         ]
 
     def transaction_ended(self) -> None:
