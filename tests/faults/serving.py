@@ -129,12 +129,14 @@ class AppServer:
             status: dict[str, Any] = (await client.get("/status")).json()
             return status
 
-    async def forgotten(self, *, within: float = FORGET_WITHIN) -> None:
-        """Wait until no request is in memory but the one that asks."""
+    async def forgotten(self, path: str = "/", *, within: float = FORGET_WITHIN) -> None:
+        """Wait until no request whose path begins so is in memory, but the one that asks."""
         deadline = time.monotonic() + within
         async with self.client() as client:
-            while (requests := (await client.get("/requests")).json()) != 1:
-                assert time.monotonic() < deadline, f"{requests} requests are still in memory"
+            while kept := [
+                each for each in (await client.get("/requests")).json() if each.startswith(path)
+            ]:
+                assert time.monotonic() < deadline, f"still in memory: {kept}"
                 await asyncio.sleep(0.1)
 
     async def at_rest(self, *, within: float = REST_WITHIN) -> dict[str, Any]:

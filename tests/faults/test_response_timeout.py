@@ -15,8 +15,7 @@ TIMEOUT = 1.0
 
 async def test_a_timeout_with_a_disconnect_on_top(target: Target) -> None:
     """Who stays reads 503; nothing is stored, and the queries are gone from the server."""
-    settings = {"response_timeout": TIMEOUT, "db_pool_size": 20}
-    async with served(target, **settings) as server:
+    async with served(target, response_timeout=TIMEOUT, db_pool_size=20) as server:
 
         async def ask(number: int) -> bytes:
             kind = ("session", "async")[number % 2]
@@ -33,4 +32,4 @@ async def test_a_timeout_with_a_disconnect_on_top(target: Target) -> None:
         if not target.is_file:
             await eventually(lambda: target.observer.slow_queries() == 0, within=3)
         assert target.observer.names() == []
-        await server.forgotten()
+        await server.forgotten("/write/")
