@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sanic_db_bp import SanicDBError, current_session
-from tests.faults.app import app, sleep_for
+from tests.faults.app import app
 from tests.shop import Item
+from tests.slow_sql import sleep_for
 
 __all__ = ["app"]
 

@@ -23,7 +23,7 @@ AT_ONCE = 100
 POOL_SIZE = 20
 
 KINDS = ("session", "async")
-FAULTS = {"query": "?query=10", "pause": "?pause=10"}
+FAULTS = {"query": "?query=30", "pause": "?pause=30"}
 
 
 async def _leave(app: Served, path: str) -> bool:
