@@ -117,7 +117,8 @@ async def _freeze_commits(target: Target) -> None:
             lines = [line for line in server.new_lines() if "COMMIT failed" in line]
             assert len(lines) == CLIENTS
             async with server.client() as client:
-                assert (await client.get("/commits")).json() == []
+                called = (await client.get("/commits")).json()
+                assert [name for name in called if name.startswith("commit")] == []
 
 
 async def test_a_server_on_a_frozen_network_stops(targets: list[Target]) -> None:
