@@ -206,6 +206,9 @@ class UnitOfWork:
 
     def rolled_back(self, transaction: SessionTransaction) -> None:
         """Called after a ROLLBACK, of everything or to a savepoint."""
+        while transaction.parent is not None and not transaction.nested:
+            # A flush that failed: it has a part of its own in the transaction around it.
+            transaction = transaction.parent
         self._callbacks = [
             (callback, savepoints)
             for callback, savepoints in self._callbacks

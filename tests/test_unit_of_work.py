@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -292,6 +292,22 @@ async def test_a_rollback_before_the_first_statement_forgets_callbacks(
         on_commit(lambda: called.append("after"))
         await session.execute(ONE)
     assert called == ["after"]
+
+
+async def test_a_flush_that_fails_in_a_savepoint_forgets_the_callbacks_in_it(
+    database: Database,
+) -> None:
+    """What was registered before the savepoint is still to come."""
+    called: list[str] = []
+    async with database.session() as session:
+        await session.execute(ONE)
+        on_commit(lambda: called.append("outside"))
+        with suppress(IntegrityError):
+            async with session.begin_nested():
+                on_commit(lambda: called.append("inside"))
+                session.add_all([Item(number=7), Item(number=7)])
+                await session.flush()
+    assert called == ["outside"]
 
 
 async def test_callbacks_run_after_an_explicit_commit(database: Database) -> None:
