@@ -123,8 +123,15 @@ class Player(RuleBasedStateMachine):
     def _working(self) -> list[Unit]:
         return [unit for unit in self._ready() if not unit.failed]
 
-    def _in_savepoint(self) -> list[Unit]:
-        return [unit for unit in self._ready() if len(unit.frames) > 1]
+    def _without_callback(self) -> list[Unit]:
+        return [unit for unit in self._ready() if not unit.frames[-1].callbacks]
+
+    def _in_savepoint(self, *, whole: bool = False) -> list[Unit]:
+        return [
+            unit
+            for unit in self._ready()
+            if len(unit.frames) > 1 and not (whole and unit.frames[-1].failed)
+        ]
 
     def _about_to_end(self) -> list[Unit]:
         return [
