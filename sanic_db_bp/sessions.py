@@ -268,18 +268,26 @@ def use_of(session: Session) -> SessionUse:
 
 
 def _guarded_class(session_class: type[S]) -> type[S]:
-    methods: dict[str, Any] = {"__module__": session_class.__module__}
-    methods["begin"] = _joining(session_class.begin)
-    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
-    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
-    for name in ENDS_SESSION:
-        methods[name] = _unless_finished(_alone(getattr(session_class, name)))
-    guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
+    namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
+    bases: tuple[type, ...] = (session_class,)
+    if session_class is not Session:
+        # What a subclass adds may call super().execute(), which passes by its own guards.
+        bases = (session_class, type("Session", (Session,), _guarded_methods(Session)))
+    guarded = cast(type[S], type(session_class.__name__, bases, namespace))
     event.listen(guarded, "after_begin", _after_begin)
     event.listen(guarded, "after_commit", _after_commit)
     event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
     event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
+
+
+def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
+    methods: dict[str, Any] = {"begin": _joining(session_class.begin)}
+    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
+    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
+    for name in ENDS_SESSION:
+        methods[name] = _unless_finished(_alone(getattr(session_class, name)))
+    return methods
 
 
 def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
