@@ -150,3 +150,4 @@ def test_transaction_of_a_server_that_was_stopped(app: App, sanic_db_session: Se
     kept: list[Any] = []
     asyncio.run(begin())
     assert names(sanic_db_session) == []
+    asyncio.run(kept[0].close())
