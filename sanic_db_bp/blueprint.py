@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -16,12 +17,14 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .context import DEFAULT_NAME, databases_of
+from .context import current_origin
 from .database import Database
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .injection import bridge_dependencies, install
+from .registry import DEFAULT_NAME, databases_of, observers_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
+from .startup import require_head, tell_budget
 
 logger = logging.getLogger("sanic.root.db")
 
@@ -134,6 +137,8 @@ class DatabaseBlueprint(Blueprint):
             lambda: self._settings(app, code_config),
             name=self.name,
             default_url=f"sqlite:///{app.name}{suffix}.db",
+            origin=current_origin,
+            observers=observers_of(app),
             **self._options.classes,
         )
         databases_of(app)[self.name] = database
@@ -169,13 +174,16 @@ class DatabaseBlueprint(Blueprint):
 
     async def _open(self, app: Sanic[Any, Any]) -> None:
         database = self._database(app)
-        database.workers = max(1, app.state.workers)
+        database.workers = _workers(app)
         logger.info("database %s: %s", self.name, database.url)
         _answer_unavailable(app)
         try:
             await database.wait_until_up()
+            await require_head(database)
             if database.settings.create_tables and self._options.metadata is not None:
                 await database.create_missing_tables(self._options.metadata)
+            if self._is_last(app) and _in_first_worker():
+                await tell_budget(databases_of(app).values())
         except BaseException:
             await database.dispose(within=0)
             raise
@@ -191,8 +199,23 @@ class DatabaseBlueprint(Blueprint):
     def _is_first(self, app: Sanic[Any, Any]) -> bool:
         return next(iter(databases_of(app))) == self.name
 
+    def _is_last(self, app: Sanic[Any, Any]) -> bool:
+        return next(reversed(databases_of(app))) == self.name
+
     async def _close(self, app: Sanic[Any, Any]) -> None:
         await self._database(app).dispose()
+
+
+def _workers(app: Sanic[Any, Any]) -> int:
+    """How many processes serve the app."""
+    if not hasattr(app, "multiplexer"):
+        return max(1, app.state.workers)
+    # A worker that was spawned does not know app.state.workers.
+    return sum(worker.get("server", False) for worker in app.m.workers.values())
+
+
+def _in_first_worker() -> bool:
+    return "-Server-0-" in os.environ.get("SANIC_WORKER_NAME", "-Server-0-")
 
 
 def _check_names(values: dict[str, Any], settings: DatabaseSettings | None) -> None:

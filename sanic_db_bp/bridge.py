@@ -12,9 +12,10 @@ import asyncio
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
-from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 from sqlalchemy.util import await_only
@@ -26,6 +27,7 @@ __all__ = [
     "deliver_cancellation",
     "in_greenlet",
     "run_in_bridge",
+    "run_uninterrupted",
     "uninterrupted",
 ]
 
@@ -56,6 +58,7 @@ class _Worker(greenlet):
         super().__init__(self._work)
         self.result: Any = None
         self.raised: BaseException | None = None
+        self.uninterrupted_within: float | None = None
 
     def _work(self, job: Callable[[], Any]) -> None:
         while True:
@@ -87,6 +90,8 @@ async def _run(job: Callable[[], T]) -> T:
     worker.gr_context = driver.gr_context
     waits_for = worker.switch(job)
     while waits_for is not _DONE:
+        if worker.uninterrupted_within is not None:
+            waits_for = _Uninterrupted(waits_for, worker.uninterrupted_within)
         try:
             value = await waits_for
         except BaseException:
@@ -150,43 +155,137 @@ async def uninterrupted(awaitable: Awaitable[T], *, within: float) -> T:
     the caller has finished its bookkeeping, or else at the task's next suspension.
 
     Args:
-        awaitable: what has to reach its end; it runs in a task of its own.
+        awaitable: what has to reach its end.
         within: seconds that it may still take once the cancellation has come; after them it is
             cancelled itself, and the cancellation goes on.
     """
-    task = asyncio.ensure_future(awaitable)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if task.cancelled():
-            raise
-        held_back = 1 + await _wait_despite_cancellation(task, within)
-        if not task.done():
-            task.cancel()
-            raise
-        _deliver_again(held_back)
-        return task.result()
+    return await _Uninterrupted(awaitable, within)
 
 
-async def _wait_despite_cancellation(task: asyncio.Future[Any], within: float) -> int:
-    """Wait for the task, at most so many seconds; returns how many cancellations came meanwhile."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + within
-    cancellations = 0
-    while not task.done() and (left := deadline - loop.time()) > 0:
+class _Uninterrupted(Awaitable[T]):
+    """Steps through an awaitable in the task itself, which is cheaper than one more task."""
+
+    __slots__ = ("_awaitable", "_cancellations", "_deadline", "_within")
+
+    def __init__(self, awaitable: Awaitable[T], within: float) -> None:
+        self._awaitable = awaitable
+        self._within = within
+        self._cancellations = 0
+        self._deadline: float | None = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        steps = self._awaitable.__await__()
         try:
-            await asyncio.wait({task}, timeout=left)
-        except asyncio.CancelledError:
-            cancellations += 1
-    return cancellations
+            while True:
+                waits_for = next(steps)
+                if not (yield from self._is_done(waits_for)):
+                    # The task that has held them back raises the first of them.
+                    self._cancellations -= 1
+                    _cancel(waits_for, steps)
+                    raise asyncio.CancelledError
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        finally:
+            if self._cancellations:
+                _deliver_again(self._cancellations)
+
+    def _is_done(self, future: asyncio.Future[Any] | None) -> Generator[Any, None, bool]:
+        """Wait for a future without being what a cancellation reaches; False if time is up."""
+        if future is None:
+            try:
+                yield
+            except asyncio.CancelledError:
+                self._hold_back()
+            return True
+        future._asyncio_future_blocking = False
+        while not future.done() and not self._is_late():
+            woken = future.get_loop().create_future()
+            wake = partial(_wake, woken)
+            future.add_done_callback(wake)
+            timer = self._timer(wake)
+            try:
+                yield from woken
+            except asyncio.CancelledError:
+                self._hold_back()
+            finally:
+                future.remove_done_callback(wake)
+                if timer is not None:
+                    timer.cancel()
+        return future.done()
+
+    def _hold_back(self) -> None:
+        self._cancellations += 1
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._within
+
+    def _timer(self, wake: Callable[[], None]) -> asyncio.TimerHandle | None:
+        if self._deadline is None:
+            return None
+        return asyncio.get_running_loop().call_at(self._deadline, wake, context=Context())
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline
 
 
-_held_back: WeakSet[asyncio.Task[Any]] = WeakSet()
+def _wake(woken: asyncio.Future[None], *_: object) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+_left_behind: set[asyncio.Task[None]] = set()
+
+
+def _cancel(future: asyncio.Future[Any], steps: Generator[Any, None, Any]) -> None:
+    """Cancel what is under way; it may need a while to notice, and nobody waits for that."""
+    future.cancel()
+    task = asyncio.ensure_future(_to_the_end(future, steps))
+    _left_behind.add(task)
+    task.add_done_callback(_left_behind.discard)
+
+
+async def _to_the_end(future: asyncio.Future[Any], steps: Generator[Any, None, Any]) -> None:
+    await asyncio.wait({future})
+    with suppress(BaseException):
+        await _Steps(steps)
+
+
+class _Steps:
+    """The rest of an awaitable that was begun."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self, rest: Generator[Any, None, Any]) -> None:
+        self._rest = rest
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._rest
+
+
+def run_uninterrupted(function: Callable[[], T], *, within: float) -> T:
+    """Call a plain function to its end even if the task is cancelled; runs in the bridge.
+
+    Args:
+        function: what has to reach its end.
+        within: seconds that it may still take after a cancellation; see :func:`uninterrupted`.
+    """
+    worker = getcurrent()
+    if not isinstance(worker, _Worker) or worker.uninterrupted_within is not None:
+        return await_only(uninterrupted(run_in_bridge(function), within=within))
+    worker.uninterrupted_within = within
+    try:
+        return function()
+    finally:
+        worker.uninterrupted_within = None
+
+
+_held_back: set[asyncio.Task[Any]] = set()
 
 
 def _deliver_again(cancellations: int) -> None:
     task = cast("asyncio.Task[Any]", asyncio.current_task())
     _held_back.add(task)
+    task.add_done_callback(_held_back.discard)
     for _ in range(cancellations):
         task.uncancel()
         task.cancel()

@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 from sqlalchemy import Connection, MetaData, event, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from .bridge import run_in_bridge
 from .dialects import Backend, backend_of, is_memory, parse_url
-from .engine import make_engine
+from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .observers import FindOrigin, Observer
+from .pool import FairPool
 from .sessions import AsyncReadSession, ReadSession, SessionFactory
 from .settings import DatabaseSettings
 from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
@@ -35,6 +37,9 @@ T = TypeVar("T")
 
 SHORTEST_ATTEMPT = 1.0
 """Seconds that the last attempt to reach a database at the start has at least."""
+
+CLOSE_WITHIN = 1.0
+"""Seconds that idle connections have to say goodbye to the server."""
 
 RETRY_EVERY = 0.25
 """Seconds between two attempts to reach a database that is coming up."""
@@ -65,6 +70,8 @@ class Database:
         async_read_session_class: the asyncio class for reading.
         default_url: the database if the settings name none.
         workers: among how many processes ``MAX_CONNECTIONS`` is divided.
+        origin: tells on whose behalf the current code runs, for the log.
+        observers: who adds events to what is made here; more may come until it is first used.
     """
 
     def __init__(
@@ -78,8 +85,12 @@ class Database:
         async_read_session_class: type[AsyncReadSession] = AsyncReadSession,
         default_url: str = "sqlite:///app.db",
         workers: int = 1,
+        origin: FindOrigin = lambda: None,
+        observers: list[Observer] | None = None,
     ) -> None:
         self.name = name
+        self.observers = [] if observers is None else observers
+        self._origin = origin
         self._load = settings if callable(settings) else lambda: settings
         self.classes: dict[SessionForm, type[Session | AsyncSession]] = {
             "session": session_class,
@@ -90,6 +101,7 @@ class Database:
         self._classes = session_class, async_session_class
         self._read_classes = read_session_class, async_read_session_class
         self.workers = workers
+        self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None
         self._live: set[UnitOfWork] = set()
@@ -133,7 +145,10 @@ class Database:
             name=self.name,
             read_only=read_only,
             connections=self._connections(read_only=read_only),
+            origin=self._origin,
         )
+        for observer in self.observers:
+            observer.engine_made(self, engine, read_only=read_only)
         event.listen(engine.sync_engine, "connect", self._dispose_with_the_loop)
         return engine
 
@@ -148,6 +163,23 @@ class Database:
             )
         return share // 2 if read_only else share - share // 2
 
+    def most_connections(self, *, read_only: bool = False) -> int | None:
+        """Return how many connections one worker opens at most, or None if nobody can tell."""
+        connections = self._connections(read_only=read_only)
+        return pool_limit(self.settings, self.backend, connections, read_only=read_only)
+
+    async def allowed_connections(self) -> int | None:
+        """Ask the server how many connections it allows to the user of the URL.
+
+        Returns:
+            None if there is no limit, or, behind PgBouncer, none that could be asked for.
+        """
+        limit = None if self.settings.pgbouncer else self.backend.connection_limit
+        if limit is None:
+            return None
+        async with self.engine.connect() as connection:
+            return cast("int | None", await connection.scalar(text(limit)))
+
     def _stored(self, url: URL) -> URL:
         if not is_memory(url):
             return url
@@ -160,19 +192,30 @@ class Database:
     @cached_property
     def factory(self) -> SessionFactory:
         """Makes the read-write sessions."""
-        return SessionFactory(
-            self.name,
-            self.engine,
-            *self._classes,
-            expire_on_commit=self.settings.expire_on_commit,
+        return self._observed(
+            SessionFactory(
+                self.name,
+                self.engine,
+                *self._classes,
+                expire_on_commit=self.settings.expire_on_commit,
+            ),
+            read_only=False,
         )
 
     @cached_property
     def read_factory(self) -> SessionFactory:
         """Makes the read sessions."""
-        return SessionFactory(
-            self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+        return self._observed(
+            SessionFactory(
+                self.name, self.read_engine, *self._read_classes, expire_on_commit=False
+            ),
+            read_only=True,
         )
+
+    def _observed(self, factory: SessionFactory, *, read_only: bool) -> SessionFactory:
+        for observer in self.observers:
+            observer.session_class_made(self, factory.session_class, read_only=read_only)
+        return factory
 
     @property
     def commits_automatically(self) -> bool:
@@ -234,6 +277,7 @@ class Database:
     ) -> AsyncIterator[UnitOfWork]:
         """Open a unit of work for a block, with all its sessions; see :meth:`session`."""
         unit = self.unit_of_work(isolation_level=isolation_level, plain=plain)
+        unit.task = asyncio.current_task()
         token = enter_block(self.name, unit)
         try:
             yield unit
@@ -313,6 +357,30 @@ class Database:
             ):
                 metadata.create_all(connection)
 
+    async def pending_migrations(self, connection: AsyncConnection | None = None) -> Sequence[str]:
+        """Return the migrations that the database lacks, in the order in which they would run.
+
+        Args:
+            connection: where to ask; by default one of the read-write pool.
+
+        Raises:
+            ConfigurationError: the app has no ``MigrationsBlueprint`` for the database.
+        """
+        if self.find_pending is None:
+            raise ConfigurationError(
+                f"Nothing knows the migrations of '{self.name}'. Register "
+                "sanic_db_bp.contrib.migrations.MigrationsBlueprint(...) with the app."
+            )
+        if connection is not None:
+            return await connection.run_sync(self.find_pending)
+        async with self.engine.connect() as own:
+            return await own.run_sync(self.find_pending)
+
+    def retried(self) -> None:
+        """Tell the observers that a transaction runs again."""
+        for observer in self.observers:
+            observer.retried(self)
+
     def began(self, unit: UnitOfWork) -> None:
         """Keep account of a unit of work that is under way."""
         self._live.add(unit)
@@ -341,15 +409,12 @@ class Database:
         """Wait for the units of work that are under way, then close every connection.
 
         Args:
-            within: seconds to wait for them, and again for the connections to close; what is left
-                then is cut off.
+            within: seconds to wait for them; what is left then is cut off.
         """
         lifetime, self._lifetime = self._lifetime, None
         await self._drain(within)
-        for unit in list(self._live):
-            await run_in_bridge(unit.discard)
-        for engine in self._engines():
-            await _close_all(engine, within)
+        await asyncio.gather(*(run_in_bridge(unit.discard) for unit in self._live))
+        await asyncio.gather(*(_close_all(engine) for engine in self._engines()))
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
@@ -379,9 +444,11 @@ async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
             await ended.dispose(within=0)
 
 
-async def _close_all(engine: AsyncEngine, within: float) -> None:
+async def _close_all(engine: AsyncEngine) -> None:
     try:
-        async with asyncio.timeout(max(within, 1.0)):
+        async with asyncio.timeout(2 * CLOSE_WITHIN):
+            if isinstance(engine.pool, FairPool):
+                await engine.pool.close_idle(CLOSE_WITHIN)
             await engine.dispose()
     except (TimeoutError, SQLAlchemyError, OSError):
         logger.exception("closing the connections of %s failed", engine.url)

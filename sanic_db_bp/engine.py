@@ -7,24 +7,34 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from time import perf_counter
-from typing import Any
+from functools import partial
+from reprlib import Repr
+from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, event
+from sqlalchemy import Dialect, event
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .bridge import await_only, in_greenlet, run_in_bridge, uninterrupted
-from .dialects import CONNECT_TIMEOUT, Backend, backend_of
+from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
+from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .liveness import watch
+from .observers import Execution, FindOrigin, on_execution
 from .pool import FairPool
 from .settings import DatabaseSettings
 
 logger = logging.getLogger("sanic.root.db")
 
+DOUBTFUL = "sanic_db_bp_doubtful"
+"""The mark of a connection on which a statement has failed."""
+
 FINISH_WITHIN = 2.0
 """Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
+
+_SHORT = Repr()
+_SHORT.maxdict = _SHORT.maxtuple = _SHORT.maxlist = 20
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def make_engine(
@@ -34,6 +44,7 @@ def make_engine(
     name: str = "db",
     read_only: bool = False,
     connections: int | None = None,
+    origin: FindOrigin = lambda: None,
 ) -> AsyncEngine:
     """Build an engine.
 
@@ -45,6 +56,7 @@ def make_engine(
             refuses to write ("Engine Disposal" and "Understanding the DBAPI-Level Autocommit
             Isolation Level" in SQLAlchemy's documentation).
         connections: at most so many; by default ``POOL_SIZE`` + ``MAX_OVERFLOW``.
+        origin: tells on whose behalf a slow statement ran.
 
     Returns:
         The engine; it connects when it is first used.
@@ -65,11 +77,14 @@ def make_engine(
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    if not backend.one_writer:
+        watch(engine.sync_engine, name, settings.pool_timeout)
     _explain_failed_connects(engine, name)
     if not read_only or settings.pgbouncer:
+        _refuse_to_commit_a_part(engine, backend)
         _end_transactions_despite_cancellation(engine.dialect)
     if settings.slow_query_ms is not None:
-        _log_slow_statements(engine, settings.slow_query_ms)
+        _log_slow_statements(engine, settings, name, origin)
     return engine
 
 
@@ -94,6 +109,16 @@ def _pool_options(
         "max_overflow": overflow,
         "pool_timeout": settings.pool_timeout,
     }
+
+
+def pool_limit(
+    settings: DatabaseSettings, backend: Backend, connections: int | None, *, read_only: bool
+) -> int | None:
+    """Return how many connections an engine opens at most, or None if nobody can tell."""
+    ours = _pool_options(settings, backend, connections, read_only=read_only)
+    options = {**ours, **settings.engine_options}
+    size, overflow = options.get("pool_size", 0), options.get("max_overflow", 0)
+    return size + overflow if size > 0 and overflow >= 0 else None
 
 
 def _isolation(settings: DatabaseSettings, *, read_only: bool) -> dict[str, Any]:
@@ -139,29 +164,70 @@ def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
 def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(dbapi_connection: Any) -> None:
         if in_greenlet():
-            await_only(uninterrupted(run_in_bridge(method, dbapi_connection), within=FINISH_WITHIN))
+            run_uninterrupted(partial(method, dbapi_connection), within=FINISH_WITHIN)
         else:
             method(dbapi_connection)
 
     return run
 
 
-def _log_slow_statements(engine: AsyncEngine, milliseconds: float) -> None:
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
-    def start(connection: Connection, *_: Any) -> None:
-        connection.info["sanic_db_bp_started"] = perf_counter()
-
-    @event.listens_for(engine.sync_engine, "after_cursor_execute")
-    def stop(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        report(connection, statement)
+def _refuse_to_commit_a_part(engine: AsyncEngine, backend: Backend) -> None:
+    """Fail the COMMIT of a transaction that ended at a failed statement whose error was caught."""
+    commit, rollback = engine.dialect.do_commit, engine.dialect.do_rollback
 
     @event.listens_for(engine.sync_engine, "handle_error")
-    def fail(context: ExceptionContext) -> None:
-        if context.connection is not None and context.statement is not None:
-            report(context.connection, context.statement)
+    def note(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or connection.closed or in_autocommit(connection):
+            return
+        if backend.may_end_transaction(context.original_exception):
+            connection.info[DOUBTFUL] = True
 
-    def report(connection: Connection, statement: str) -> None:
-        started = None if connection.closed else connection.info.pop("sanic_db_bp_started", None)
-        took = 0 if started is None else (perf_counter() - started) * 1000
-        if took >= milliseconds:
-            logger.warning("slow statement (%.0f ms): %s", took, statement)
+    def commit_what_is_whole(dbapi_connection: Any) -> None:
+        if DOUBTFUL in _info(dbapi_connection) and not backend.is_whole(dbapi_connection):
+            raise PendingRollbackError(
+                "a statement failed, and its transaction with it; its error was caught, and what "
+                "was done before it would be lost in silence. Let the error out, or catch it "
+                "outside of a savepoint: 'with session.begin_nested()'"
+            )
+        commit(dbapi_connection)
+        _info(dbapi_connection).pop(DOUBTFUL, None)
+
+    def roll_back(dbapi_connection: Any) -> None:
+        _info(dbapi_connection).pop(DOUBTFUL, None)
+        rollback(dbapi_connection)
+
+    setattr(engine.dialect, "do_commit", commit_what_is_whole)  # noqa: B010
+    setattr(engine.dialect, "do_rollback", roll_back)  # noqa: B010
+
+
+def _info(dbapi_connection: Any) -> dict[Any, Any]:
+    try:
+        return cast("dict[Any, Any]", dbapi_connection.info)
+    except NotImplementedError:
+        # Of the connection by which SQLAlchemy gets to know the database.
+        return {}
+
+
+def _log_slow_statements(
+    engine: AsyncEngine, settings: DatabaseSettings, name: str, origin: FindOrigin
+) -> None:
+    def report(execution: Execution) -> None:
+        took = execution.seconds * 1000
+        if took < cast(float, settings.slow_query_ms):
+            return
+        route, request_id = origin() or (None, None)
+        details = {"database": name, "duration_ms": took, "rows": execution.rows}
+        details |= {"route": route, "request_id": request_id}
+        rows = "" if execution.rows is None else f", {execution.rows} rows"
+        place = "" if route is None else f" in {route}, request {request_id}"
+        parameters = ""
+        if settings.slow_query_parameters:
+            parameters = f" with {_SHORT.repr(execution.parameters)}"
+        logger.warning(
+            "slow statement (%.0f ms%s)%s: %s%s",
+            *(took, rows, place, execution.statement, parameters),
+            extra=details,
+        )
+
+    on_execution(engine, report)

@@ -9,33 +9,25 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sanic import Request
 from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy.exc import DBAPIError
 
 from .bridge import bridged, run_in_bridge
-from .context import PLANS, Scope, is_answered, notice_disconnects, route_of, scope_of
 from .exceptions import DatabaseUnavailable
+from .request import PLANS, ScopedRequest, scope_of
+from .scope import AS_SET, Scope, Transaction
 
 logger = logging.getLogger("sanic.root.db")
 
 F = TypeVar("F", bound=Callable[..., Any])
 Handler = Callable[..., Any]
-Provider = Callable[[Request], Any]
+Provider = Callable[[Scope], Any]
 
 LONGEST_PAUSE = 1.0
 """Seconds that a handler waits at most before it runs again."""
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """How a handler wants its transaction; see :func:`transactional`."""
-
-    commit: bool | None = None
-    isolation: str | None = None
-    retries: int = 0
 
 
 def transactional(
@@ -82,26 +74,27 @@ class Plan:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     uses_sessions: bool = False
     plain: bool = False
-    transaction: Transaction = Transaction()
+    transaction: Transaction = AS_SET
     dependencies: Callable[[Request, dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
     dependency_names: frozenset[str] = frozenset()
 
     @property
     def needs_bridge(self) -> bool:
         """Whether calls run in the bridge, or are just watched."""
-        return self.uses_sessions or bool(self.providers) or self.transaction != Transaction()
+        return self.uses_sessions or bool(self.providers) or self.transaction != AS_SET
 
-    async def arguments_again(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+    async def arguments_again(
+        self, request: Request, scope: Scope, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the injected arguments for another run, with sessions of its own."""
-        own = {name: provide(request) for name, provide in self.providers.items()}
+        own = {name: provide(scope) for name, provide in self.providers.items()}
         if self.dependencies is None:
             return own
         return {**own, **await self.dependencies(request, kwargs)}
 
     def prepare(self, scope: Scope) -> None:
         """Tell the request's units of work how the handler wants them."""
-        scope.commit_wanted = self.transaction.commit
-        scope.isolation_level = self.transaction.isolation
+        scope.transaction = self.transaction
         scope.plain = self.plain
 
 
@@ -135,25 +128,24 @@ def _watched(wrapped: Wrapped) -> Handler:
     handler = wrapped.original
 
     async def call(request: Any, *args: Any, **kwargs: Any) -> Any:
-        request._handler_task = asyncio.current_task()
-        request._handler_runs = True
+        request._handled_in = task = asyncio.current_task()
         if request.units_of_work is not None:
-            request.units_of_work.reached()
+            request.units_of_work.reached(task)
         try:
             response = handler(request, *args, **kwargs)
             if isawaitable(response):
                 response = await response
         except BaseException as error:
-            request._handler_runs = False
+            request._handled_in = None
             if request.units_of_work is None:
                 raise
             await run_in_bridge(_failed, request, request.units_of_work, error)
             return None
-        request._handler_runs = False
         if isinstance(response, ResponseStream):
-            request._handler_runs = True
             _keep_open(request, response)
-        elif request.units_of_work is not None:
+            return response
+        request._handled_in = None
+        if request.units_of_work is not None:
             await run_in_bridge(_finished, request, request.units_of_work, response)
         return response
 
@@ -163,14 +155,13 @@ def _watched(wrapped: Wrapped) -> Handler:
 def _in_bridge(wrapped: Wrapped) -> Handler:
     """For a handler that asks for a session, or for something that has one."""
 
-    async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
-        if request.app.asgi:
-            notice_disconnects(request)
-        cast(Any, request)._handler_task = asyncio.current_task()
-        scope = scope_of(request)
-        scope.reached()
+    def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        request._handled_in = task = asyncio.current_task()
+        scope = request.scoped()
+        scope.reached(task)
         plan = wrapped.plan(request)
-        return await bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
+        plan.prepare(scope)
+        return bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
 
     return call
 
@@ -178,16 +169,16 @@ def _in_bridge(wrapped: Wrapped) -> Handler:
 async def _run(
     handler: Handler,
     plan: Plan,
-    request: Request,
+    request: ScopedRequest,
     scope: Scope,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     for name, provide in plan.providers.items():
-        kwargs[name] = provide(request)
+        kwargs[name] = provide(scope)
     if not plan.dependency_names <= kwargs.keys():
         # The HEAD of a class-based view, which sanic-ext does not look for.
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
     retries = plan.transaction.retries
     while True:
         try:
@@ -208,11 +199,13 @@ async def _run(
         retries -= 1
         scope.rollback()
         await _pause(request, plan.transaction.retries - retries)
+        for unit in scope.units.values():
+            unit.database.retried()
         scope.handling = True
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
 
 
-def _may_run_again(request: Request, scope: Scope, error: BaseException) -> bool:
+def _may_run_again(request: ScopedRequest, scope: Scope, error: BaseException) -> bool:
     units = scope.units.values()
     if not any(unit.database.backend.is_retryable(error) for unit in units):
         return False
@@ -225,18 +218,18 @@ def _may_run_again(request: Request, scope: Scope, error: BaseException) -> bool
         logger.warning(
             "%s does not run again, although its transaction lost a race: a middleware used the "
             "session before it, and would not run again",
-            route_of(request),
+            request.for_log,
         )
     return not scope.used_by_middleware
 
 
-async def _pause(request: Request, runs: int) -> None:
-    logger.info("%s runs again: its transaction lost a race", route_of(request))
+async def _pause(request: ScopedRequest, runs: int) -> None:
+    logger.info("%s runs again: its transaction lost a race", request.for_log)
     # Jitter, or those who collided once would collide again.
     await asyncio.sleep(min(LONGEST_PAUSE, 0.01 * 2**runs) * (0.5 + random.random()))
 
 
-def _finished(request: Request, scope: Scope, response: Any) -> Any:
+def _finished(request: ScopedRequest, scope: Scope, response: Any) -> Any:
     """End the units of work after a handler that has returned; runs in the bridge."""
     try:
         return _succeeded(request, scope, response)
@@ -245,7 +238,7 @@ def _finished(request: Request, scope: Scope, response: Any) -> Any:
         return response
 
 
-def _succeeded(request: Request, scope: Scope, response: Any) -> Any:
+def _succeeded(request: ScopedRequest, scope: Scope, response: Any) -> Any:
     """Commit or roll back, as the answer says; returns the answer. Runs in the bridge."""
     if isinstance(response, ResponseStream):
         _keep_open(request, response)
@@ -263,14 +256,14 @@ def _is_good(request: Request, response: Any) -> bool:
     return isinstance(response, BaseHTTPResponse) and response.status < 400
 
 
-def _failed(request: Request, scope: Scope, error: BaseException) -> None:
+def _failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:
     """Roll back after an error of the handler, and raise it again; runs in the bridge.
 
     Raises:
         DatabaseUnavailable: in place of the driver's error that the connection was lost.
     """
     scope.handling = False
-    scope.broken = is_answered(request)
+    scope.broken = request.is_answered
     scope.rollback()
     if scope.broken and error is scope.failure:
         return
@@ -279,7 +272,7 @@ def _failed(request: Request, scope: Scope, error: BaseException) -> None:
     raise error
 
 
-def _commit_failed(request: Request, scope: Scope, error: BaseException) -> None:
+def _commit_failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:
     """Let the client see that nothing was stored: by the error, or by a body that has no end."""
     scope.rollback()
     scope.commit_failed(request, error)
@@ -295,12 +288,12 @@ def _keep_open(request: Any, response: ResponseStream) -> None:
         try:
             await stream(target)
         except BaseException as error:
-            request._handler_runs = False
+            request._handled_in = None
             if request.units_of_work is None:
                 raise
             _failed(request, request.units_of_work, error)
             return
-        request._handler_runs = False
+        request._handled_in = None
         if request.units_of_work is not None:
             _finish_stream(request, request.units_of_work, response)
 
@@ -310,7 +303,7 @@ def _keep_open(request: Any, response: ResponseStream) -> None:
     response.streaming_fn = run_bridged
 
 
-def _finish_stream(request: Request, scope: Scope, response: ResponseStream) -> None:
+def _finish_stream(request: ScopedRequest, scope: Scope, response: ResponseStream) -> None:
     try:
         scope.finish(good=response.status < 400)
     except BaseException as error:
@@ -328,12 +321,12 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
 
     async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
         scope = scope_of(request)
-        scope.reached()
+        scope.reached(asyncio.current_task())
         await run_in_bridge(scope.finish, good=True)
         scope.handling = False
         scope.websocket = True
         for name, provide in plan.providers.items():
-            kwargs.setdefault(name, provide(request))
+            kwargs.setdefault(name, provide(scope))
         return await handler(request, *args, **kwargs)
 
     result = functools.update_wrapper(call, handler)

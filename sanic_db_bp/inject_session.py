@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from .bridge import bridged
-from .context import ScopedRequest, scope_of
 from .database import Database
 from .exceptions import ConfigurationError
 from .injection import Injectables, hints_of, without_none
+from .request import ScopedRequest, scope_of
 from .unit_of_work import UnitOfWork, block_units
 
 P = ParamSpec("P")

@@ -17,10 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from .bridge import bridged
-from .context import PLANS, databases_of, default_database, scope_of, scoped_class
 from .database import Database
 from .exceptions import ConfigurationError
-from .handlers import NO_PLAN, Plan, Provider, Transaction, wrap, wrap_websocket
+from .handlers import NO_PLAN, Plan, Provider, wrap, wrap_websocket
+from .registry import databases_of, default_database
+from .request import PLANS, scope_of, scoped_class
+from .scope import AS_SET, Transaction
 from .sessions import AsyncReadSession, ReadSession
 from .unit_of_work import SessionForm
 
@@ -76,9 +78,9 @@ class Injectables:
         wanted = without_none(annotation)
         if wanted in self.sessions:
             database, form = self.sessions[wanted]
-            return lambda request: getattr(scope_of(request).unit(database), form)
+            return lambda scope: getattr(scope.unit(database), form)
         if wanted in self.objects:
-            return lambda request: self.object(wanted)
+            return lambda _: self.object(wanted)
         return None
 
     def object(self, object_class: type) -> object:
@@ -135,7 +137,7 @@ def install(app: Sanic[Any, Any]) -> None:
     registry = _registry_of(app)
     if registry is not None:
         _register(app, injectables, registry)
-    app.request_class = scoped_class(app.request_class or Request)
+    app.request_class = scoped_class(app)
     planner = _Planner(injectables, registry or {})
     for route in app.router.routes:
         if route.extra.websocket:
@@ -328,7 +330,7 @@ def _transaction_of(handler: Any) -> Transaction:
             transaction: Transaction = handler.__transaction__
             return transaction
         handler = getattr(handler, "func", None) or getattr(handler, "__wrapped__", None)
-    return Transaction()
+    return AS_SET
 
 
 def hints_of(function: Any, name: str | None = None) -> dict[str, Any]:

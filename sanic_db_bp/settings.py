@@ -187,14 +187,21 @@ class DatabaseSettings(BaseSettings):
         description="Create the missing tables of the blueprint's metadata at the start. For "
         "demos and tests.",
     )
+    require_head: Literal["off", "warn", "refuse"] = Field(
+        "off",
+        description="What the start does about a database that lacks migrations: off: nothing. "
+        "warn: log a warning. refuse: not start. Needs the MigrationsBlueprint.",
+    )
     echo: bool = Field(False, description="Log every statement.")
     slow_query_ms: float | None = Field(
         None,
         gt=0,
         le=1000 * LONGEST,
-        description="Milliseconds from which a statement is logged as slow, without its "
-        "parameters.",
+        description="Milliseconds from which a statement is logged as slow.",
         examples=[200],
+    )
+    slow_query_parameters: bool = Field(
+        False, description="Log a slow statement with its parameters, which may be secret."
     )
     engine_options: Options = Field(
         {},

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -64,7 +64,8 @@ class UnitOfWork:
         self.database = database
         self.isolation_level = isolation_level
         self.plain = plain
-        self.task = asyncio.current_task()
+        self.task: asyncio.Task[Any] | None = None
+        """The task of the block that it was opened for."""
         self.finished = False
         self.commits = 0
         self._write: SessionUse | None = None
@@ -130,8 +131,11 @@ class UnitOfWork:
         """
         try:
             self._check_unused()
-            if self._read is not None and self._read.begun:
-                self._read.session.flush()
+            if self._read is not None:
+                if self._read.begun:
+                    self._read.session.flush()
+                # What comes after the COMMIT may wait for a connection, and must hold none.
+                self._read.close()
             if self._write is not None and self._write.begun:
                 self._write.session.commit()
         except BaseException:

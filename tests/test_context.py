@@ -57,12 +57,6 @@ class ReportsAsyncSession(AsyncSession):
     """The asyncio session of a second database."""
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
-
-
 @pytest.fixture
 def blueprint(tmp_path: Path) -> Callable[..., DatabaseBlueprint]:
     """Make a blueprint of an empty SQLite database with the table of notes."""
@@ -382,44 +376,21 @@ async def test_a_task_that_is_first_to_look_after_the_request_is_refused(app: Ap
             proceed.clear()
 
 
-async def test_signals_after_the_answer_find_the_session_finished(app: App) -> None:
-    """Nobody would end what begins then, so nothing begins; before it, signals may use it."""
-    seen: list[str] = []
+@pytest.mark.parametrize("used_before", [True, False])
+async def test_what_signals_do_before_the_first_byte_is_committed(
+    app: App, used_before: bool
+) -> None:
+    """The signal of the response comes after the handler's COMMIT, and before the answer."""
 
     async def before(request: Request, **_: object) -> None:
-        await request.ctx.session.execute(select(1))
-        seen.append("before")
+        request.ctx.session.add(Note(text="before"))
 
-    async def after(request: Request, **_: object) -> None:
-        try:
-            await request.ctx.session.execute(select(1))
-        except SessionFinished:
-            seen.append("refused")
+    async def with_response(request: Request, **_: object) -> None:
+        request.ctx.session.add(Note(text="with the response"))
 
-    app.add_signal(after, "http.lifecycle.response")
-    app.add_signal(before, "http.routing.after")
-
-    @app.get("/<used>")
-    async def handler(request: Request, used: str) -> HTTPResponse:
-        return empty()
-
-    async with serving(app) as client:
-        assert (await client.get("/x")).status_code == 204
-        assert app.ctx.db.pool_status()["checked_out"] == 0
-        assert seen == ["before", "refused"]
-
-
-async def test_signals_after_an_answer_without_a_session_open_nothing(app: App) -> None:
-    """The same for a request that used no session before."""
-    seen: list[str] = []
-
-    async def after(request: Request, **_: object) -> None:
-        try:
-            await request.ctx.session.execute(select(1))
-        except SessionFinished:
-            seen.append("refused")
-
-    app.add_signal(after, "http.lifecycle.response")
+    if used_before:
+        app.add_signal(before, "http.routing.after")
+    app.add_signal(with_response, "http.lifecycle.response")
 
     @app.get("/")
     async def handler(request: Request) -> HTTPResponse:
@@ -427,8 +398,9 @@ async def test_signals_after_an_answer_without_a_session_open_nothing(app: App) 
 
     async with serving(app) as client:
         assert (await client.get("/")).status_code == 204
-        assert seen == ["refused"]
         assert app.ctx.db.pool_status()["checked_out"] == 0
+        before_it = ["before"] if used_before else []
+        assert await notes_of(app.ctx.db) == [*before_it, "with the response"]
 
 
 async def test_handlers_of_the_apps_own_signals_share_the_requests_session(app: App) -> None:

@@ -223,8 +223,11 @@ def run_command(app: Sanic[Any, Any], command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
         # A process of its own, in which no server was started, has no extensions.
-        patch.setattr(app, "_ext", None)
-        Executor(app, {}).run(arguments[0], arguments)
+        patch.setattr(app, "_ext", None, raising=False)
+        try:
+            Executor(app, {}).run(arguments[0], arguments)
+        except SystemExit as failure:
+            return f"{output.getvalue()}{failure.code}"
     return output.getvalue()
 
 
@@ -405,7 +408,7 @@ def test_the_troubleshooting_page_quotes_real_messages(heading: str) -> None:
 @cache
 def messages() -> list[str]:
     """The strings of the package, with an ellipsis for each value that is put into them."""
-    trees = [ast.parse(module.read_text()) for module in PACKAGE.glob("*.py")]
+    trees = [ast.parse(module.read_text()) for module in PACKAGE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return [text_of(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)]
 

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from ...blueprint import DatabaseBlueprint
-from ...context import default_database
 from ...database import Database
 from ...exceptions import ConfigurationError
+from ...registry import default_database
 from .lent import LentConnection
 from .link import Link
 from .scratch import Provision

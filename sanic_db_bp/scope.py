@@ -1,0 +1,186 @@
+"""The units of work of one request, and how far the request has come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from sanic.exceptions import BadRequest
+from sanic.http.constants import Stage
+
+from .bridge import run_in_bridge
+from .exceptions import DatabaseUnavailable, NoCurrentSession
+from .registry import DEFAULT_NAME
+from .unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from .database import Database
+    from .request import ScopedRequest
+
+logger = logging.getLogger("sanic.root.db")
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """How a handler wants its transaction; see ``transactional``."""
+
+    commit: bool | None = None
+    isolation: str | None = None
+    retries: int = 0
+
+
+AS_SET = Transaction()
+"""As the settings say."""
+
+
+class Scope:
+    """The units of work of one request, and how far the request has come.
+
+    Args:
+        request: the request; it is not kept alive.
+    """
+
+    __slots__ = (
+        "_guarded",
+        "_request",
+        "broken",
+        "failure",
+        "handling",
+        "plain",
+        "task",
+        "transaction",
+        "units",
+        "used_by_middleware",
+        "websocket",
+    )
+
+    def __init__(self, request: ScopedRequest) -> None:
+        self._request = weakref.ref(request)
+        self._guarded = False
+        self.units: dict[str, UnitOfWork] = {}
+        handled_in = request.handled_in
+        self.task = handled_in or asyncio.current_task()
+        self.handling = handled_in is not None
+        self.websocket = False
+        self.broken = False
+        self.failure: BaseException | None = None
+        self.used_by_middleware = False
+        self.transaction = AS_SET
+        self.plain = False
+
+    def unit(self, database: Database) -> UnitOfWork:
+        """Return the request's unit of work on a database.
+
+        Raises:
+            NoCurrentSession: in a websocket handler, which has one for each message.
+        """
+        unit = self.units.get(database.name)
+        if unit is not None and not (unit.finished and self.goes_on()):
+            return unit
+        if self.websocket:
+            raise NoCurrentSession(
+                "A websocket handler has no session of its own, as it may stay open for days: "
+                "ask for 'db: Database' and open 'async with db.session() as session' for each "
+                "message."
+            )
+        unit = database.unit_of_work(isolation_level=self.transaction.isolation, plain=self.plain)
+        self.units[database.name] = unit
+        if not self.handling:
+            self._see_to(unit)
+        return unit
+
+    def _see_to(self, unit: UnitOfWork) -> None:
+        """See that a unit of work is finished which no handler's wrapper knows of."""
+        request = self._request()
+        if request is None or not self.goes_on():
+            unit.finished = True
+            return
+        request.finish_with_response()
+        if not self._guarded and self.task is not None:
+            self._guarded = True
+            self.task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, _task: object) -> None:
+        for unit in self.open_units:
+            unit.database.roll_back_later(unit)
+
+    def goes_on(self) -> bool:
+        """Whether the answer is still to come, as seen from the current task."""
+        if self.handling:
+            return True
+        request = self._request()
+        stream = None if request is None else request.stream
+        return (
+            stream is not None
+            and stream.stage is Stage.HANDLER
+            and self.task is asyncio.current_task()
+        )
+
+    def reached(self, task: asyncio.Task[Any] | None) -> None:
+        """The handler was reached, and its wrapper sees to the end."""
+        self.task = task
+        self.handling = True
+        self._unguard()
+
+    def _unguard(self) -> None:
+        if self._guarded and self.task is not None:
+            self._guarded = False
+            self.task.remove_done_callback(self._task_ended)
+
+    @property
+    def name(self) -> str:
+        """The name of the first database that was used, for errors."""
+        return next(iter(self.units), DEFAULT_NAME)
+
+    @property
+    def open_units(self) -> list[UnitOfWork]:
+        """The units of work that are not finished."""
+        return [unit for unit in self.units.values() if not unit.finished]
+
+    def finish(self, *, good: bool) -> None:
+        """End every unit of work, with a COMMIT if the answer is good; runs in the bridge.
+
+        Raises:
+            BadRequest: the client left before it had sent the whole body.
+        """
+        try:
+            request = self._request()
+            if good and request is not None and request.truncated:
+                raise BadRequest("The client left before it had sent the whole body.", quiet=True)
+            for unit in self.open_units:
+                if good and self._commits(unit.database):
+                    unit.commit()
+                else:
+                    unit.rollback()
+        except BaseException:
+            self.rollback()
+            raise
+
+    def _commits(self, database: Database) -> bool:
+        wanted = self.transaction.commit
+        return database.commits_automatically if wanted is None else wanted
+
+    def rollback(self) -> None:
+        """End every unit of work with a ROLLBACK; runs in the bridge."""
+        for unit in self.open_units:
+            unit.rollback()
+
+    async def finish_rest(self, *, good: bool) -> None:
+        """End what no handler's wrapper has ended, if there is anything."""
+        if self.open_units:
+            await run_in_bridge(self.finish, good=good)
+        self._unguard()
+
+    def commit_failed(self, request: ScopedRequest, error: BaseException) -> None:
+        """Log that the COMMIT failed, and take note that the answer must not look complete."""
+        self.failure = error
+        self.broken = request.is_answered
+        told = getattr(error, "quiet", False) or isinstance(error, DatabaseUnavailable)
+        if isinstance(error, Exception) and not told:
+            cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            logger.error("%s: COMMIT failed: %s: %s", request.for_log, type(error).__name__, cause)
+            # It has been logged: Sanic need not do it again, with a traceback.
+            cast(Any, error).quiet = True

@@ -1,0 +1,44 @@
+"""A part whose package is missing says what to install."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sanic_db_bp import ConfigurationError
+
+WITHOUT = """
+import sys
+sys.modules["{package}"] = None
+import sanic_db_bp.contrib.{part}
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "package"),
+    [
+        ("prometheus", "prometheus_client"),
+        ("opentelemetry", "opentelemetry"),
+        ("opentelemetry", "opentelemetry.instrumentation"),
+    ],
+)
+def test_a_missing_package_is_a_configuration_error_that_names_the_extra(
+    part: str, package: str
+) -> None:
+    """It is told where the part is imported, before anything starts."""
+    program = WITHOUT.format(part=part, package=package)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode != 0
+    (last,) = ended.stderr.splitlines()[-1:]
+    assert last.startswith(f"sanic_db_bp.exceptions.{ConfigurationError.__name__}: ")
+    assert last.endswith(f"pip install 'sanic-db-bp[{part}]'")
+
+
+@pytest.mark.parametrize(
+    "part", ["held_connections", "n_plus_one", "server_timing", "sql_comments"]
+)
+def test_the_other_parts_need_no_extra(part: str) -> None:
+    """They run with what the package itself depends on."""
+    program = WITHOUT.format(part=part, package="prometheus_client")
+    program = program.replace("import sys", "import sys; sys.modules['opentelemetry'] = None")
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,153 @@
+"""The connection budget: what the start says of the connections of all workers."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import NullPool, make_url
+
+from sanic_db_bp import Database, DatabaseSettings
+from sanic_db_bp.startup import tell_budget
+from tests.processes import Process
+from tests.shop import Observer
+from tests.test_startup import APP, WORKERS
+
+ON_SERVERS = pytest.mark.parametrize(
+    "database_url",
+    ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql"],
+    indirect=True,
+)
+POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
+    """Tell the budget of databases; gives what was logged, with the level."""
+
+    async def tell(*databases: Database) -> list[tuple[str, str]]:
+        caplog.set_level(logging.INFO)
+        caplog.clear()
+        try:
+            await tell_budget(databases)
+        finally:
+            for database in databases:
+                await database.dispose()
+        ours = [record for record in caplog.records if record.name == "sanic.root.db"]
+        return [(record.levelname, record.getMessage()) for record in ours]
+
+    return tell
+
+
+def make_database(url: str, name: str = "db", workers: int = 1, **settings: Any) -> Database:
+    return Database(DatabaseSettings(url=url, **settings), name=name, workers=workers)
+
+
+@asynccontextmanager
+async def limited_to_five(database_url: str) -> AsyncIterator[str]:
+    """Let the database, or its user, have five connections; gives the URL to use."""
+    observer, url = Observer(database_url), make_url(database_url)
+    if observer.kind == "postgresql":
+        observer.run(f"ALTER DATABASE {url.database} CONNECTION LIMIT 5")
+        yield database_url
+        return
+    observer.run("CREATE USER few@'%%' IDENTIFIED BY 'few' WITH MAX_USER_CONNECTIONS 5")
+    try:
+        observer.run(f"GRANT ALL ON {url.database}.* TO few@'%%'")
+        few = url.set(username="few", password="few")
+        yield few.render_as_string(hide_password=False)
+    finally:
+        observer.run("DROP USER few@'%%'")
+
+
+@ON_SERVERS
+async def test_the_sum_of_all_workers_is_told(told: Callable[..., Any], database_url: str) -> None:
+    """Read-write and read pools of every worker, beside what the server allows."""
+    database = make_database(database_url, workers=4, pool_size=5, max_overflow=2)
+    ((level, message),) = await told(database)
+    assert level == "INFO"
+    assert message.startswith("database db: up to 56 connections, all workers together, of ")
+    allowed = int(message.removesuffix(" that the server allows").rpartition(" ")[2])
+    assert 290 <= allowed <= 300
+
+
+@ON_SERVERS
+async def test_too_many_connections_are_warned_of(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """The warning has both numbers and names the settings; one connection less is no warning."""
+    async with limited_to_five(database_url) as url:
+        ((level, message),) = await told(make_database(url, pool_size=3))
+        assert level == "WARNING"
+        assert "up to 6 connections, all workers together, and the server allows 5." in message
+        assert "Set MAX_CONNECTIONS, or lower POOL_SIZE" in message
+        ((level, _),) = await told(make_database(url, max_connections=5))
+        assert level == "INFO"
+
+
+@POSTGRESQL
+async def test_databases_of_one_server_share_what_it_allows(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """Each alone would be within the limit."""
+    databases = [make_database(database_url, name, pool_size=100) for name in ("db", "reports")]
+    ((level, message),) = await told(*databases)
+    assert level == "WARNING"
+    assert message.startswith("database db and reports: up to 400 connections")
+
+
+@POSTGRESQL
+async def test_max_connections_is_kept(told: Callable[..., Any], database_url: str) -> None:
+    """What is divided among workers does not add up to more."""
+    database = make_database(database_url, workers=7, max_connections=80, pool_size=50)
+    ((_, message),) = await told(database)
+    assert "up to 77 connections" in message
+
+
+@POSTGRESQL
+async def test_a_replica_counts_for_itself(told: Callable[..., Any], database_url: str) -> None:
+    """What ``READ_URL`` gets is not of this server."""
+    ((_, message),) = await told(make_database(database_url, read_url=database_url, pool_size=7))
+    assert "up to 7 connections" in message
+
+
+@POSTGRESQL
+async def test_behind_pgbouncer_no_limit_is_known(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """PostgreSQL's own does not apply to clients of the pooler."""
+    ((level, message),) = await told(make_database(database_url, pgbouncer=True, pool_size=1000))
+    assert (level, message) == (
+        "INFO",
+        "database db: up to 2000 connections, all workers together",
+    )
+
+
+@POSTGRESQL
+async def test_nothing_is_told_of_a_pool_without_a_limit(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """A pool class of the user's own, or an overflow without end."""
+    assert await told(make_database(database_url, engine_options={"poolclass": NullPool})) == []
+    assert await told(make_database(database_url, engine_options={"max_overflow": -1})) == []
+
+
+async def test_nothing_is_told_of_sqlite(told: Callable[..., Any], tmp_path: Path) -> None:
+    """It has no server."""
+    assert await told(make_database(f"sqlite:///{tmp_path}/shop.db")) == []
+
+
+@POSTGRESQL
+@pytest.mark.parametrize(("setting", "total"), [("", 40), ("22", 22)])
+def test_the_start_divides_and_tells_once(
+    tmp_path: Path, database_url: str, setting: str, total: int
+) -> None:
+    """Each of two workers has its half, and the first one tells the sum."""
+    (tmp_path / "shop.py").write_text(APP)
+    environment = {"SANIC_DB_URL": database_url, "SANIC_DB_MAX_CONNECTIONS": setting}
+    with Process(tmp_path, WORKERS, environment) as server:
+        server.wait_for("Worker ready", times=2)
+        told = f"up to {total} connections, all workers together, of 297"
+        assert server.words.count("all workers together") == server.words.count(told) == 1
