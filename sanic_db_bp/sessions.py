@@ -315,15 +315,12 @@ def use_of(session: Session) -> SessionUse:
 
 
 def _guarded_class(session_class: type[S]) -> type[S]:
-    methods: dict[str, Any] = {"__module__": session_class.__module__}
-    methods["begin"] = _joining(session_class.begin)
-    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
-    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
-    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
-    for name in ENDS_SESSION:
-        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
-        methods[name] = _unless_finished(ends)
-    guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
+    namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
+    bases: tuple[type, ...] = (session_class,)
+    if session_class is not Session:
+        # What a subclass adds may call super().execute(), which passes by its own guards.
+        bases = (session_class, type("Session", (Session,), _guarded_methods(Session)))
+    guarded = cast(type[S], type(session_class.__name__, bases, namespace))
     event.listen(guarded, "after_begin", _after_begin)
     if not issubclass(session_class, ReadSession):
         # The end of a read session says nothing about what is to be committed.
@@ -331,6 +328,17 @@ def _guarded_class(session_class: type[S]) -> type[S]:
         event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
         event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
+
+
+def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
+    methods: dict[str, Any] = {"begin": _joining(session_class.begin)}
+    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
+    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
+    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
+    for name in ENDS_SESSION:
+        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
+        methods[name] = _unless_finished(ends)
+    return methods
 
 
 def _shell_class(guarded: type[S]) -> type[S]:
