@@ -1,9 +1,7 @@
 """Migrations, by the commands that a user runs, on real databases."""
 
 import asyncio
-import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -391,12 +389,3 @@ async def test_migrations_come_after_their_database(tmp_path: Path) -> None:
     app = with_migrations(make_app("sqlite://"), tmp_path)
     with pytest.raises(ConfigurationError, match=r"are registered with the app .* already"):
         app.blueprint(app.blueprints["db_migrations"])
-
-
-def test_without_alembic_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The import fails with what to install."""
-    for name in [name for name in sys.modules if name.startswith("sanic_db_bp.contrib.migrations")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "alembic", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'sanic-db-bp\[migrations\]'"):
-        importlib.import_module("sanic_db_bp.contrib.migrations")
