@@ -2,12 +2,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs check clean
+.PHONY: help demo test bench lint types docs check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
@@ -17,6 +18,9 @@ demo: $(VENV)/.installed-demo ## Serve the example app on its SQLite file (PORT=
 
 test: $(VENV)/.installed-test ## Run the whole suite (TEST_ARGS="-k commit" for a part)
 	$(BIN)/python -m pytest --numprocesses=2 $(TEST_ARGS)
+
+bench: $(VENV)/.installed-bench ## Measure against other ways (BENCH_ARGS="--quick" for a short run)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev ## Check the style of the code
 	$(BIN)/python -m ruff check

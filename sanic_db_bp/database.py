@@ -25,6 +25,7 @@ from .dialects import Backend, backend_of, is_memory, parse_url
 from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .observers import FindOrigin, Observer
+from .pool import FairPool
 from .sessions import AsyncReadSession, ReadSession, SessionFactory
 from .settings import DatabaseSettings
 from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 SHORTEST_ATTEMPT = 1.0
 """Seconds that the last attempt to reach a database at the start has at least."""
+
+CLOSE_WITHIN = 1.0
+"""Seconds that idle connections have to say goodbye to the server."""
 
 RETRY_EVERY = 0.25
 """Seconds between two attempts to reach a database that is coming up."""
@@ -405,15 +409,12 @@ class Database:
         """Wait for the units of work that are under way, then close every connection.
 
         Args:
-            within: seconds to wait for them, and again for the connections to close; what is left
-                then is cut off.
+            within: seconds to wait for them; what is left then is cut off.
         """
         lifetime, self._lifetime = self._lifetime, None
         await self._drain(within)
-        for unit in list(self._live):
-            await run_in_bridge(unit.discard)
-        for engine in self._engines():
-            await _close_all(engine, within)
+        await asyncio.gather(*(run_in_bridge(unit.discard) for unit in self._live))
+        await asyncio.gather(*(_close_all(engine) for engine in self._engines()))
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
@@ -443,9 +444,11 @@ async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
             await ended.dispose(within=0)
 
 
-async def _close_all(engine: AsyncEngine, within: float) -> None:
+async def _close_all(engine: AsyncEngine) -> None:
     try:
-        async with asyncio.timeout(max(within, 1.0)):
+        async with asyncio.timeout(2 * CLOSE_WITHIN):
+            if isinstance(engine.pool, FairPool):
+                await engine.pool.close_idle(CLOSE_WITHIN)
             await engine.dispose()
     except (TimeoutError, SQLAlchemyError, OSError):
         logger.exception("closing the connections of %s failed", engine.url)

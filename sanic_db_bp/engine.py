@@ -12,18 +12,22 @@ from reprlib import Repr
 from typing import Any, cast
 
 from sqlalchemy import Dialect, event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import ArgumentError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
-from .dialects import CONNECT_TIMEOUT, Backend, backend_of
+from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
 from .pool import FairPool
 from .settings import DatabaseSettings
 
 logger = logging.getLogger("sanic.root.db")
+
+DOUBTFUL = "sanic_db_bp_doubtful"
+"""The mark of a connection on which a statement has failed."""
 
 FINISH_WITHIN = 2.0
 """Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
@@ -73,8 +77,11 @@ def make_engine(
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    if not backend.one_writer:
+        watch(engine.sync_engine, name, settings.pool_timeout)
     _explain_failed_connects(engine, name)
     if not read_only or settings.pgbouncer:
+        _refuse_to_commit_a_part(engine, backend)
         _end_transactions_despite_cancellation(engine.dialect)
     if settings.slow_query_ms is not None:
         _log_slow_statements(engine, settings, name, origin)
@@ -162,6 +169,44 @@ def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
             method(dbapi_connection)
 
     return run
+
+
+def _refuse_to_commit_a_part(engine: AsyncEngine, backend: Backend) -> None:
+    """Fail the COMMIT of a transaction that ended at a failed statement whose error was caught."""
+    commit, rollback = engine.dialect.do_commit, engine.dialect.do_rollback
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or connection.closed or in_autocommit(connection):
+            return
+        if backend.may_end_transaction(context.original_exception):
+            connection.info[DOUBTFUL] = True
+
+    def commit_what_is_whole(dbapi_connection: Any) -> None:
+        if DOUBTFUL in _info(dbapi_connection) and not backend.is_whole(dbapi_connection):
+            raise PendingRollbackError(
+                "a statement failed, and its transaction with it; its error was caught, and what "
+                "was done before it would be lost in silence. Let the error out, or catch it "
+                "outside of a savepoint: 'with session.begin_nested()'"
+            )
+        commit(dbapi_connection)
+        _info(dbapi_connection).pop(DOUBTFUL, None)
+
+    def roll_back(dbapi_connection: Any) -> None:
+        _info(dbapi_connection).pop(DOUBTFUL, None)
+        rollback(dbapi_connection)
+
+    setattr(engine.dialect, "do_commit", commit_what_is_whole)  # noqa: B010
+    setattr(engine.dialect, "do_rollback", roll_back)  # noqa: B010
+
+
+def _info(dbapi_connection: Any) -> dict[Any, Any]:
+    try:
+        return cast("dict[Any, Any]", dbapi_connection.info)
+    except NotImplementedError:
+        # Of the connection by which SQLAlchemy gets to know the database.
+        return {}
 
 
 def _log_slow_statements(

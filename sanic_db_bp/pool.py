@@ -15,6 +15,7 @@ from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 
 from .bridge import await_only, run_in_bridge
 from .exceptions import DatabaseUnavailable
+from .liveness import cut
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -174,7 +175,7 @@ class FairPool(AsyncAdaptedQueuePool):
                 continue
             except Empty:
                 if self._inc_overflow():
-                    return self._opened()
+                    return self._opened(deadline)
             try:
                 return self._pool.get(timeout=deadline - clock())
             except Empty:
@@ -201,19 +202,23 @@ class FairPool(AsyncAdaptedQueuePool):
         else:
             super()._do_return_conn(record)
 
-    def _opened(self) -> ConnectionPoolEntry:
-        task = asyncio.get_running_loop().create_task(run_in_bridge(self._create_connection))
+    def _opened(self, deadline: float) -> ConnectionPoolEntry:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(run_in_bridge(self._create_connection))
         self._opening.add(task)
+        waiting = asyncio.wait({task}, timeout=max(0, deadline - loop.time()))
         try:
-            record = await_only(asyncio.shield(task))
-        except asyncio.CancelledError:
+            await_only(loop.create_task(waiting, context=Context()))
+        except BaseException:
             task.add_done_callback(self._keep)
             raise
-        except BaseException:
+        if not task.done():
+            task.add_done_callback(self._keep)
+            raise self._too_slow()
+        if task.cancelled() or task.exception() is not None:
             self._give_up(task)
-            raise
         self._opening.discard(task)
-        return record
+        return task.result()
 
     def _keep(self, task: asyncio.Task[ConnectionPoolEntry]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -232,6 +237,29 @@ class FairPool(AsyncAdaptedQueuePool):
         for task in self._opening:
             task.cancel()
         super().dispose()
+
+    async def close_idle(self, within: float) -> None:
+        """Close the idle connections, all at once.
+
+        Args:
+            within: seconds that they have to say goodbye; what is left then is cut.
+        """
+        closing = {}
+        while not self._pool.empty():
+            record = self._pool.get_nowait()
+            if record.dbapi_connection is not None:
+                connection = record.dbapi_connection.driver_connection
+                closing[asyncio.create_task(run_in_bridge(record.close))] = connection
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=within)
+            for task in late:
+                cut(closing[task])
+
+    def _too_slow(self) -> PoolExhausted:
+        return PoolExhausted(
+            self._orig_logging_name or "db",
+            f"a new connection was not open after {self.timeout():g} s (POOL_TIMEOUT)",
+        )
 
     def _exhausted(self) -> PoolExhausted:
         connections = self.size() + self._max_overflow

@@ -271,14 +271,18 @@ def _guarded_class(session_class: type[S]) -> type[S]:
     methods: dict[str, Any] = {"__module__": session_class.__module__}
     methods["begin"] = _joining(session_class.begin)
     methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
+    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
     methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
     for name in ENDS_SESSION:
-        methods[name] = _unless_finished(_alone(getattr(session_class, name)))
+        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
+        methods[name] = _unless_finished(ends)
     guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
     event.listen(guarded, "after_begin", _after_begin)
-    event.listen(guarded, "after_commit", _after_commit)
-    event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
-    event.listen(guarded, "after_transaction_end", _after_transaction_end)
+    if not issubclass(session_class, ReadSession):
+        # The end of a read session says nothing about what is to be committed.
+        event.listen(guarded, "after_commit", _after_commit)
+        event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
+        event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
 
 
@@ -306,6 +310,16 @@ def _alive(method: Callable[..., Any]) -> Callable[..., Any]:
         if use_of(self).finished:
             raise SessionFinished(use_of(self).database)
         return method(self, *args, **kwargs)
+
+    return guarded
+
+
+def _forgetting_callbacks(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(method)
+    def guarded(self: Any) -> None:
+        method(self)
+        # Without a transaction SQLAlchemy has nothing to roll back, and tells nobody.
+        use_of(self).unit.transaction_ended()
 
     return guarded
 

@@ -130,8 +130,11 @@ class UnitOfWork:
         """
         try:
             self._check_unused()
-            if self._read is not None and self._read.begun:
-                self._read.session.flush()
+            if self._read is not None:
+                if self._read.begun:
+                    self._read.session.flush()
+                # What comes after the COMMIT may wait for a connection, and must hold none.
+                self._read.close()
             if self._write is not None and self._write.begun:
                 self._write.session.commit()
         except BaseException:

@@ -1,5 +1,6 @@
 """The fixtures that give each test a real, empty database."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -9,55 +10,13 @@ from typing import TypeVar
 import pytest
 from sanic import Sanic
 
-from tests.servers import (
-    MariaDBServer,
-    PostgreSQLServer,
-    Server,
-    ServerUnavailable,
-    create_database,
-    drop_database,
-    server_url,
-)
+from tests.databases import SCHEMES, EmptyDatabases, drivers_for
+from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
 
 T = TypeVar("T")
 
-SECOND_DRIVERS = ("postgresql-psycopg", "mariadb-aiomysql")
-ABOUT_DRIVERS = (
-    "test_database",
-    "test_dialects",
-    "test_engine",
-    "test_pool",
-    "test_servers",
-    "test_sql_comments",
-)
 
-DATABASES = {
-    "sqlite": ("sqlite+aiosqlite", None),
-    "postgresql-asyncpg": ("postgresql+asyncpg", "postgresql_server"),
-    "postgresql-psycopg": ("postgresql+psycopg", "postgresql_server"),
-    "mariadb-asyncmy": ("mysql+asyncmy", "mariadb_server"),
-    "mariadb-aiomysql": ("mysql+aiomysql", "mariadb_server"),
-}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the second driver of a database where the driver is not what is tested.
-
-    ``TEST_EVERY_DRIVER=1`` runs everything on every driver, in about twice the time.
-    """
-    if os.environ.get("TEST_EVERY_DRIVER") == "1":
-        return
-    left_out = [
-        item
-        for item in items
-        if item.path.stem not in ABOUT_DRIVERS
-        and any(f"[{driver}" in item.name or f"-{driver}" in item.name for driver in SECOND_DRIVERS)
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
-
-
-def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
+def or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
     try:
         with server as running:
             yield running
@@ -70,34 +29,76 @@ def _or_skip(server: AbstractContextManager[T]) -> Iterator[T]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, one for the whole session."""
-    yield from _or_skip(server_url(PostgreSQLServer))
+    yield from or_skip(server_url(PostgreSQLServer))
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[str]:
     """The URL of a MariaDB server, one for the whole session."""
-    yield from _or_skip(server_url(MariaDBServer))
+    yield from or_skip(server_url(MariaDBServer))
 
 
-@pytest.fixture(params=[PostgreSQLServer, MariaDBServer])
+@pytest.fixture(scope="session")
+def _own_postgresql_server() -> Iterator[Server]:
+    yield from or_skip(PostgreSQLServer())
+
+
+@pytest.fixture(scope="session")
+def _own_mariadb_server() -> Iterator[Server]:
+    yield from or_skip(MariaDBServer())
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server that the test may stop, kill and start again."""
-    yield from _or_skip(request.param())
+    server: Server = request.getfixturevalue(f"_own_{request.param}_server")
+    yield server
+    server.start()
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(scope="session")
+def postgresql_databases(postgresql_server: str) -> Iterator[EmptyDatabases]:
+    """The databases on that server."""
+    databases = EmptyDatabases(postgresql_server)
+    yield databases
+    databases.drop()
+
+
+@pytest.fixture(scope="session")
+def mariadb_databases(mariadb_server: str) -> Iterator[EmptyDatabases]:
+    """The databases on that server."""
+    databases = EmptyDatabases(mariadb_server)
+    yield databases
+    databases.drop()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of its databases."""
+    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "database_url" in metafunc.fixturenames and not any("database_url" in c for c in chosen):
+        metafunc.parametrize("database_url", drivers_for(metafunc.definition), indirect=True)
+
+
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, with its asyncio driver: the test runs once for each."""
-    driver, server = DATABASES[request.param]
-    if server is None:
-        yield f"{driver}:///{tmp_path / 'test.db'}"
+    """The URL of an empty database, with its asyncio driver."""
+    database = request.param.partition("-")[0]
+    if database == "sqlite":
+        yield f"{SCHEMES[request.param]}:///{tmp_path / 'test.db'}"
         return
-    url = create_database(request.getfixturevalue(server), driver)
-    yield url
-    drop_database(url)
+    databases: EmptyDatabases = request.getfixturevalue(f"{database}_databases")
+    with databases.lend(SCHEMES[request.param]) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
 def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sanic-testing's ASGI client puts its own ``__call__`` on the class, for good."""
+    """What a test leaves on the class ends with it: its apps and sanic-testing's ``__call__``."""
+    monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look through the modules, which takes longer than most tests."""
+    gc.collect()
+    gc.freeze()

@@ -15,21 +15,23 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
-from sqlalchemy import Engine, NullPool, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, Pool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 HOST = "127.0.0.1"
 START_ATTEMPTS = 10
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 
-_BLOCKING_DRIVERS = {
-    "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-    "mariadb": "mysql+pymysql",
+_BLOCKING_DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sqlite": ("sqlite", {"timeout": 0}),
+    "postgresql": ("postgresql+psycopg", {}),
+    # PyMySQL prepares for TLS before each connect, which takes 30 ms.
+    "mysql": ("mysql+pymysql", {"ssl_disabled": True}),
+    "mariadb": ("mysql+pymysql", {"ssl_disabled": True}),
 }
 
 
@@ -45,6 +47,7 @@ class Server(ABC):
 
     variable: ClassVar[str]
     address: ClassVar[str]
+    drivers: ClassVar[tuple[str, str]]
     data_query: ClassVar[str]
     stop_signal = signal.SIGTERM
 
@@ -76,9 +79,14 @@ class Server(ABC):
         return f"{self.address}:{self._port}/"
 
     def start(self) -> None:
-        """Start the server and wait until it answers; the first time on any free port."""
+        """Start the server and wait until it answers; the first time on any free port.
+
+        Nothing happens if it runs.
+        """
+        if self._process and self._process.poll() is None:
+            return
         for _ in range(START_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             if self._launch(port):
                 self._port = port
                 return
@@ -100,6 +108,10 @@ class Server(ABC):
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def new_database(self, driver: str = "") -> str:
+        """Create an empty database and give its URL, with this driver or the usual one."""
+        return create_database(self.url, driver or self.drivers[0])
 
     @abstractmethod
     def _create_data(self) -> None:
@@ -165,6 +177,7 @@ class PostgreSQLServer(Server):
 
     variable = "TEST_POSTGRESQL_URL"
     address = f"postgresql://postgres@{HOST}"
+    drivers = ("postgresql+asyncpg", "postgresql+psycopg")
     data_query = "SHOW data_directory"
     # PostgreSQL's SIGTERM waits for clients to leave, SIGINT sends them away.
     stop_signal = signal.SIGINT
@@ -210,6 +223,7 @@ class MariaDBServer(Server):
 
     variable = "TEST_MARIADB_URL"
     address = f"mysql://root@{HOST}"
+    drivers = ("mysql+asyncmy", "mysql+aiomysql")
     data_query = "SELECT TRIM(TRAILING '/' FROM @@datadir)"
 
     def _create_data(self) -> None:
@@ -237,6 +251,8 @@ class MariaDBServer(Server):
             "--no-defaults",
             f"--datadir={self._data}",
             f"--pid-file={self._folder / 'pid'}",
+            # In a folder that several share, the names of their files may be the same.
+            f"--tmpdir={self._folder}",
             "--innodb-log-file-size=16M",
             # Flushed once a second: only a crash of the whole machine can lose a commit.
             "--innodb-flush-log-at-trx-commit=2",
@@ -265,27 +281,62 @@ def create_database(server: str, driver: str) -> str:
 def drop_database(database: str) -> None:
     """Drop the database of this URL, whoever is still connected to it."""
     url = make_url(database)
-    name = url.database
-    server = url.set(drivername=url.get_backend_name(), database="")
-    with _engine(server.render_as_string(hide_password=False)).connect() as connection:
+    with _engine(_server_of(url)).connect() as connection:
         if url.get_backend_name() == "postgresql":
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-            return
-        clients = "SELECT id FROM information_schema.processlist WHERE db = %s"
-        for client in connection.exec_driver_sql(clients, (name,)).scalars().all():
+            connection.exec_driver_sql(f"DROP DATABASE {url.database} WITH (FORCE)")
+        else:
+            _send_mariadb_clients_away(connection, url.database)
+            connection.exec_driver_sql(f"DROP DATABASE {url.database}")
+
+
+def empty_database(database: str) -> None:
+    """Take everything out of the database of this URL, and send away who is still connected."""
+    url = make_url(database)
+    if url.get_backend_name() == "postgresql":
+        with _engine(database).connect() as connection:
+            connection.exec_driver_sql(_SEND_POSTGRESQL_CLIENTS_AWAY)
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    else:
+        with _engine(_server_of(url)).connect() as connection:
+            _send_mariadb_clients_away(connection, url.database)
+            connection.exec_driver_sql(f"DROP DATABASE {url.database}")
+            connection.exec_driver_sql(f"CREATE DATABASE {url.database}")
+
+
+_SEND_POSTGRESQL_CLIENTS_AWAY = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+def _send_mariadb_clients_away(connection: Connection, database: str | None) -> None:
+    clients = "SELECT id FROM information_schema.processlist WHERE db = %s"
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while ids := connection.exec_driver_sql(clients, (database,)).scalars().all():
+        assert time.monotonic() < deadline, f"clients of {database} do not leave: {ids}"
+        for each in ids:
             # It may just have left.
             with suppress(OperationalError):
-                connection.exec_driver_sql(f"KILL {client}")
-        connection.exec_driver_sql(f"DROP DATABASE {name}")
+                connection.exec_driver_sql(f"KILL {each}")
+
+
+def _server_of(url: URL) -> str:
+    server = url.set(drivername=url.get_backend_name(), database="")
+    return server.render_as_string(hide_password=False)
 
 
 @cache
-def _engine(server: str) -> Engine:
-    """Give the engine for work on the server itself, which keeps no connection."""
-    url = make_url(server)
-    driver = _BLOCKING_DRIVERS[url.get_backend_name()]
+def _engine(address: str) -> Engine:
+    """Give the engine for work on a server or database, which keeps no connection."""
+    return blocking_engine(address, isolation_level="AUTOCOMMIT")
+
+
+def blocking_engine(address: str, *, poolclass: type[Pool] = NullPool, **options: Any) -> Engine:
+    """Make an engine that blocks and by default keeps no connection, for a look from outside."""
+    url = make_url(address)
+    driver, arguments = _BLOCKING_DRIVERS[url.get_backend_name()]
     return create_engine(
-        url.set(drivername=driver), isolation_level="AUTOCOMMIT", poolclass=NullPool
+        url.set(drivername=driver), poolclass=poolclass, connect_args=arguments, **options
     )
 
 
@@ -294,7 +345,7 @@ def _nobody() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Pick a port below those of client sockets, which could take it while the server is down."""
     while True:
         port = random.randint(20000, 32000)

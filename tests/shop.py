@@ -17,26 +17,20 @@ from sqlalchemy import (
     Connection,
     ForeignKeyConstraint,
     String,
-    create_engine,
-    make_url,
     select,
     text,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool
 
 from sanic_db_bp import DatabaseBlueprint
+from tests.servers import blocking_engine
+from tests.serving import make_light
 
 Shop = Sanic[Any, Any]
 
 _names = count(1)
-
-_BLOCKING_DRIVERS = {
-    "sqlite": "sqlite",
-    "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-}
 
 _SLOW_QUERIES = {
     "postgresql": "SELECT pg_sleep(5)",
@@ -75,8 +69,7 @@ class Part(Base):
 def make_app(database_url: str, **settings: Any) -> Shop:
     """Make an app of its own name with the shop's tables in the database."""
     app: Shop = Sanic(f"shop-{next(_names)}")
-    # Sanic rewrites its own code at a start, which works once in a process.
-    app.config.TOUCHUP = False
+    make_light(app)
     values = {"url": database_url, "create_tables": True, "pool_size": 3, **settings}
     app.blueprint(DatabaseBlueprint(metadata=Base.metadata, **values))
     return app
@@ -85,15 +78,13 @@ def make_app(database_url: str, **settings: Any) -> Shop:
 class Observer:
     """Another client of the database, blocking: for a look in the middle of a request."""
 
-    def __init__(self, database_url: str) -> None:
-        url = make_url(database_url)
-        self.kind = url.get_backend_name()
-        connect_args = {"timeout": 0} if self.kind == "sqlite" else {}
-        self._engine = create_engine(
-            url.set(drivername=_BLOCKING_DRIVERS[self.kind]),
-            poolclass=NullPool,
-            connect_args=connect_args,
-        )
+    def __init__(self, database_url: str, *, poolclass: type[Pool] = NullPool) -> None:
+        self._engine = blocking_engine(database_url, poolclass=poolclass)
+        self.kind = self._engine.url.get_backend_name()
+
+    def close(self) -> None:
+        """Close the connection, if one is kept."""
+        self._engine.dispose()
 
     @contextmanager
     def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
@@ -156,6 +147,22 @@ class Observer:
             self.scalar(
                 "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
                 "AND info LIKE 'SELECT SLEEP%%'"
+            )
+        )
+
+    def connections(self) -> int:
+        """Count the connections of others to this database."""
+        if self.kind == "postgresql":
+            return int(
+                self.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid()"
+                )
+            )
+        return int(
+            self.scalar(
+                "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
+                "AND id <> connection_id()"
             )
         )
 
@@ -272,120 +279,6 @@ async def raw_client(client: httpx.AsyncClient) -> AsyncIterator[RawClient]:
         yield RawClient(reader, writer)
     finally:
         writer.close()
-
-
-class Proxy:
-    """Stands between an app and its database, to hold back answers or to cut all lines.
-
-    A SQLite database has no line: there the COMMIT itself is held back.
-    """
-
-    def __init__(self, database_url: str) -> None:
-        self._url = make_url(database_url)
-        self._held = asyncio.Event()
-        self._let_go = threading.Event()
-        self._let_go.set()
-        self._hold = False
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
-        self._port = 0
-
-    @property
-    def url(self) -> str:
-        """The URL of the database behind the proxy."""
-        if self._url.host is None:
-            return self._url.render_as_string(hide_password=False)
-        return self._url.set(port=self._port).render_as_string(hide_password=False)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the database is a file."""
-        return self._url.host is None
-
-    async def up(self) -> None:
-        """Let connections through."""
-        if not self.is_file:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-            self._port = self._server.sockets[0].getsockname()[1]
-
-    async def down(self) -> None:
-        """Cut every connection and refuse new ones."""
-        self.release()
-        if self._server is not None:
-            self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-    def hold_commits(self) -> None:
-        """Hold back the answer to the next COMMIT."""
-        self._hold = True
-        self._let_go.clear()
-
-    async def held(self) -> None:
-        """Wait until a COMMIT is under way."""
-        await asyncio.wait_for(self._held.wait(), 5)
-
-    def release(self) -> None:
-        """Let the answer through."""
-        self._hold = False
-        self._let_go.set()
-
-    async def watch(self, session: AsyncSession) -> None:
-        """Have the next COMMIT of a file held back."""
-        if self.is_file:
-            loop = asyncio.get_running_loop()
-
-            def trace(statement: str) -> None:
-                if self._hold and statement == "COMMIT":
-                    loop.call_soon_threadsafe(self._held.set)
-                    self._let_go.wait(5)
-
-            raw: Any = await (await session.connection()).get_raw_connection()
-            await raw.driver_connection.set_trace_callback(trace)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(self._url.host, self._url.port)
-        self._writers |= {writer, back}
-        held = asyncio.Event()
-        try:
-            await asyncio.gather(self._ask(reader, back, held), self._answer(there, writer, held))
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            for each in (writer, back):
-                self._writers.discard(each)
-                each.close()
-
-    async def _ask(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: asyncio.Event
-    ) -> None:
-        while data := await source.read(65536):
-            # MariaDB's drivers begin with SET AUTOCOMMIT.
-            if self._hold and b"COMMIT" in data.replace(b"AUTOCOMMIT", b""):
-                held.set()
-                self._held.set()
-            target.write(data)
-        target.close()
-
-    async def _answer(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: asyncio.Event
-    ) -> None:
-        while data := await source.read(65536):
-            if held.is_set():
-                await eventually(self._let_go.is_set, within=5)
-            target.write(data)
-        target.close()
-
-
-@asynccontextmanager
-async def proxied(database_url: str) -> AsyncIterator[Proxy]:
-    """Put a proxy before a database."""
-    proxy = Proxy(database_url)
-    await proxy.up()
-    try:
-        yield proxy
-    finally:
-        await proxy.down()
 
 
 Message = dict[str, Any]

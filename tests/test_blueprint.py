@@ -72,8 +72,6 @@ REPORTS_CLASSES: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
     monkeypatch.chdir(tmp_path)
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from sanic_db_bp import Database, DatabaseSettings, on_commit
 from sanic_db_bp.bridge import bridged, deliver_cancellation, run_in_bridge, uninterrupted
-from tests.servers import create_database, drop_database
+from tests.databases import on
 from tests.slow_sql import all_are_free, make_slow_commit, sleep_for, teach_to_sleep
 
 T = TypeVar("T")
@@ -875,13 +875,6 @@ def test_a_cancellation_is_delivered_to_its_own_task_alone(run: Run) -> None:
     run(main())
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
-def postgresql_url(request: pytest.FixtureRequest, postgresql_server: str) -> Iterator[str]:
-    url = create_database(postgresql_server, f"postgresql+{request.param}")
-    yield url
-    drop_database(url)
-
-
 def commit_slowly(session: Session) -> None:
     session.execute(text("INSERT INTO slow VALUES (1)"))
     session.commit()
@@ -892,15 +885,16 @@ def commit_block_slowly(session: Session) -> None:
         session.execute(text("INSERT INTO slow VALUES (1)"))
 
 
+@on("postgresql", every_driver=True)
 @pytest.mark.parametrize("commit", [commit_slowly, commit_block_slowly])
 def test_a_timeout_in_a_commit_is_no_later_cancellation(
-    run: Run, postgresql_url: str, commit: Callable[[Session], None]
+    run: Run, database_url: str, commit: Callable[[Session], None]
 ) -> None:
     """The COMMIT ends, the timeout is told where it was asked for, and nothing comes after it."""
     log: Log = []
 
     async def main() -> None:
-        async with opened(postgresql_url) as database:
+        async with opened(database_url) as database:
             await make_slow_commit(database)
 
             async def handler(session: Session) -> None:
@@ -920,14 +914,15 @@ def test_a_timeout_in_a_commit_is_no_later_cancellation(
     assert log == ["timeout", 1]
 
 
+@on("postgresql", every_driver=True)
 def test_a_cancelled_commit_is_done_and_the_cancellation_goes_on(
-    run: Run, postgresql_url: str
+    run: Run, database_url: str
 ) -> None:
     """What the database has stored, the caller is not told to be lost."""
     log: Log = []
 
     async def main() -> None:
-        async with opened(postgresql_url) as database:
+        async with opened(database_url) as database:
             await make_slow_commit(database)
 
             async def work() -> None:

@@ -57,12 +57,6 @@ class ReportsAsyncSession(AsyncSession):
     """The asyncio session of a second database."""
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
-
-
 @pytest.fixture
 def blueprint(tmp_path: Path) -> Callable[..., DatabaseBlueprint]:
     """Make a blueprint of an empty SQLite database with the table of notes."""
@@ -386,7 +380,7 @@ async def test_a_task_that_is_first_to_look_after_the_request_is_refused(app: Ap
 async def test_what_signals_do_before_the_first_byte_is_committed(
     app: App, used_before: bool
 ) -> None:
-    """The signal of the response comes after the handler's COMMIT, and before the answer goes out."""
+    """The signal of the response comes after the handler's COMMIT, and before the answer."""
 
     async def before(request: Request, **_: object) -> None:
         request.ctx.session.add(Note(text="before"))
@@ -407,7 +401,6 @@ async def test_what_signals_do_before_the_first_byte_is_committed(
         assert app.ctx.db.pool_status()["checked_out"] == 0
         before_it = ["before"] if used_before else []
         assert await notes_of(app.ctx.db) == [*before_it, "with the response"]
-
 
 
 async def test_handlers_of_the_apps_own_signals_share_the_requests_session(app: App) -> None:

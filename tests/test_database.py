@@ -39,10 +39,10 @@ from sanic_db_bp import (
     current_session,
     on_commit,
 )
-from tests.servers import PostgreSQLServer, Server, create_database
+from tests.databases import on_every_driver, on_every_driver_of_servers, on_sqlite
+from tests.servers import Server
 
 ROOT = Path(__file__).parents[1]
-ON_SERVERS = ("postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql")
 
 
 class Base(DeclarativeBase):
@@ -108,6 +108,7 @@ async def test_a_session_rolls_back_if_its_block_raises(database: Database) -> N
     assert database.pool_status()["checked_out"] == 0
 
 
+@on_every_driver
 async def test_a_failed_commit_raises_and_leaves_nothing(database: Database) -> None:
     """What the database refuses at the end of the block reaches the caller."""
     with pytest.raises(IntegrityError):
@@ -134,6 +135,7 @@ async def test_no_connection_is_held_before_the_first_statement(database: Databa
     assert database.pool_status()["checked_out"] == 0
 
 
+@on_every_driver
 async def test_a_session_may_have_its_own_isolation_level(database: Database) -> None:
     """It holds for the block alone."""
     async with database.session(isolation_level="SERIALIZABLE") as session:
@@ -146,6 +148,7 @@ async def test_a_session_may_have_its_own_isolation_level(database: Database) ->
         assert await connection.get_isolation_level() != "SERIALIZABLE"
 
 
+@on_every_driver
 async def test_autocommit_keeps_what_was_done_before_an_error(database: Database) -> None:
     """A session asked for with AUTOCOMMIT has no transaction to roll back."""
 
@@ -240,6 +243,7 @@ async def test_a_read_session_refuses_changed_objects(database: Database) -> Non
     assert await count(database) == 0
 
 
+@on_every_driver
 async def test_the_database_refuses_to_write_in_a_read_session(database: Database) -> None:
     """Statements that the session cannot judge are refused by the database."""
     async with database.read_session() as session:
@@ -303,6 +307,7 @@ async def test_run_sync_rolls_back_if_the_function_raises(database: Database) ->
 # How it is
 
 
+@on_every_driver
 async def test_ping_tells_how_long_the_answer_took(database: Database) -> None:
     """In seconds, without a connection kept."""
     assert 0 < await database.ping() < 5
@@ -321,7 +326,7 @@ async def test_ping_names_the_setting_when_the_pool_is_exhausted(database_url: s
 
 async def test_ping_tells_that_the_server_is_away(own_server: Server) -> None:
     """With the database's name, also over a connection that was open before."""
-    database = Database(settings(create_database(own_server.url, driver_of(own_server))))
+    database = Database(settings(own_server.new_database()))
     await database.ping()
     await asyncio.to_thread(own_server.kill)
     with pytest.raises(DatabaseUnavailable, match="'db'"):
@@ -329,6 +334,7 @@ async def test_ping_tells_that_the_server_is_away(own_server: Server) -> None:
     await database.dispose()
 
 
+@on_every_driver
 async def test_ping_tells_of_a_statement_that_fails(database_url: str) -> None:
     """An error in the answer is unavailability too."""
     database = Database(settings(database_url))
@@ -340,11 +346,6 @@ async def test_ping_tells_of_a_statement_that_fails(database_url: str) -> None:
     with pytest.raises(DatabaseUnavailable, match="OSError"):
         await database.ping()
     await database.dispose(within=0)
-
-
-def driver_of(server: Server) -> str:
-    kind = server.url.partition(":")[0]
-    return {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}[kind]
 
 
 async def test_the_status_of_the_pool_is_told(database_url: str) -> None:
@@ -360,7 +361,7 @@ async def test_the_status_of_the_pool_is_told(database_url: str) -> None:
     await database.dispose()
 
 
-@pytest.mark.parametrize("database_url", ON_SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_a_foreign_pool_has_no_status(database_url: str) -> None:
     """Zeros for a pool that does not count."""
     options = {"poolclass": NullPool}
@@ -431,7 +432,7 @@ async def test_the_start_waits_for_a_database_that_is_coming_up(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line tells that it waits; a connection is open afterwards."""
-    url = create_database(own_server.url, driver_of(own_server))
+    url = own_server.new_database()
     own_server.stop()
     database = Database(settings(url, startup_timeout=15))
     waiting = asyncio.create_task(database.wait_until_up())
@@ -482,6 +483,7 @@ async def test_the_start_gives_up_on_a_database_that_never_answers(driver: str) 
     await asyncio.gather(*[each.wait_closed() for each in clients], return_exceptions=True)
 
 
+@on_every_driver
 async def test_missing_tables_are_created(database: Database) -> None:
     """Those that are there are kept, with their rows."""
     await database.run_sync(add)
@@ -518,7 +520,7 @@ async def test_two_processes_create_the_tables_at_once(database_url: str) -> Non
     """One creates them, the others find them; none fails."""
     processes = [start(CREATE_TABLES, database_url) for _ in range(2)]
     outcomes = await asyncio.gather(
-        *[asyncio.to_thread(process.communicate, "go\n", 30) for process in processes]
+        *[asyncio.to_thread(process.communicate, "go\n", 60) for process in processes]
     )
     assert [
         (process.returncode, out) for process, out in zip(processes, outcomes, strict=True)
@@ -544,32 +546,33 @@ SCRIPT = """
     from sqlalchemy import text
     from sanic_db_bp import Database, DatabaseSettings
 
-    database = Database(DatabaseSettings(url=sys.argv[1], env_file=None))
-
-    async def with_sessions():
+    async def with_sessions(database):
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
         async with database.read_session() as session:
             await session.execute(text("SELECT 1"))
 
-    async def with_ping():
+    async def with_ping(database):
         await database.ping()
 
-    async def with_engine():
+    async def with_engine(database):
         async with database.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
 
-    for number in range(2):
-        asyncio.run(globals()[sys.argv[2]]())
-    print("done")
+    for way in (with_sessions, with_ping, with_engine):
+        database = Database(DatabaseSettings(url=sys.argv[1], env_file=None))
+        for number in range(2):
+            asyncio.run(way(database))
+        print(way.__name__)
 """
 
 
-@pytest.mark.parametrize("way", ["with_sessions", "with_ping", "with_engine"])
-async def test_a_script_needs_no_disposal(database_url: str, way: str) -> None:
+@on_every_driver
+async def test_a_script_needs_no_disposal(database_url: str) -> None:
     """At the end of asyncio.run all connections are closed, and a second run opens new ones."""
-    process = start(SCRIPT, database_url, way)
-    assert await asyncio.to_thread(process.communicate, None, 30) == ("done\n", "")
+    process = start(SCRIPT, database_url)
+    told = await asyncio.to_thread(process.communicate, None, 60)
+    assert told == ("with_sessions\nwith_ping\nwith_engine\n", "")
 
 
 async def test_a_script_in_memory_leaves_no_file(tmp_path: Path) -> None:
@@ -631,6 +634,7 @@ async def test_disposal_waits_for_sessions_that_wait_for_a_connection(database_u
     await disposing
 
 
+@on_every_driver
 async def test_disposal_cuts_off_what_takes_too_long(database: Database) -> None:
     """After the given time the connection is closed; the session refuses, nothing remains."""
     used, go_on = asyncio.Event(), asyncio.Event()
@@ -653,12 +657,12 @@ async def test_disposal_cuts_off_what_takes_too_long(database: Database) -> None
     assert await count(database) == 0
 
 
-@pytest.mark.parametrize("own_server", [PostgreSQLServer], indirect=True)
+@pytest.mark.parametrize("own_server", ["postgresql"], indirect=True)
 async def test_disposal_is_bounded_if_the_server_is_frozen(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A connection that cannot be closed in order is left, and the log says so."""
-    database = Database(settings(create_database(own_server.url, "postgresql+asyncpg")))
+    database = Database(settings(own_server.new_database()))
     async with database.session() as session:
         process: int = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
     os.kill(process, signal.SIGSTOP)
@@ -670,6 +674,7 @@ async def test_disposal_is_bounded_if_the_server_is_frozen(
     assert "closing the connections of postgresql+asyncpg://" in caplog.text
 
 
+@on_every_driver
 async def test_a_database_can_be_used_again_after_its_disposal(database: Database) -> None:
     """With new connections, and nothing of the disposal comes later."""
     for number in range(3):
@@ -721,6 +726,7 @@ async def test_a_database_in_memory_is_shared_by_all_sessions(url: str) -> None:
     await other.dispose()
 
 
+@on_every_driver
 async def test_fifty_writers_lose_no_update(database: Database) -> None:
     """Read, modify, write at once: every one counts, and none fails with a locked database."""
     await database.run_sync(add)
@@ -755,7 +761,7 @@ WRITERS = """
 """
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_writers_in_two_processes_lose_no_update(
     database: Database, database_url: str
 ) -> None:
@@ -771,6 +777,7 @@ async def test_writers_in_two_processes_lose_no_update(
 # Cancellation
 
 
+@on_every_driver
 async def test_what_was_committed_is_known_whenever_the_task_is_cancelled(
     database: Database,
 ) -> None:
@@ -796,6 +803,7 @@ async def test_what_was_committed_is_known_whenever_the_task_is_cancelled(
     assert database.pool_status()["checked_out"] == 0
 
 
+@on_every_driver
 async def test_a_cancelled_block_leaves_no_transaction_behind(database: Database) -> None:
     """A task that is cancelled in Python code rolls back, and the connection is free again."""
     used = asyncio.Event()
@@ -817,6 +825,7 @@ async def test_a_cancelled_block_leaves_no_transaction_behind(database: Database
     assert await count(database) == 1
 
 
+@on_every_driver
 async def test_a_timeout_in_a_block_keeps_the_database_usable(database: Database) -> None:
     """asyncio.timeout around a statement fires, and the next session is clean."""
     sleep = {

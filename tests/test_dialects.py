@@ -10,14 +10,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url
+from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url, postgresql
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError
+from sanic_db_bp.liveness import cut
 from sanic_db_bp.settings import DatabaseSettings
+from tests.databases import on, on_every_driver, on_every_driver_of_servers
+from tests.shop import Observer, eventually
 
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg")
-ON_POSTGRESQL = ("postgresql-asyncpg", "postgresql-psycopg")
-ON_MARIADB = ("mariadb-asyncmy", "mariadb-aiomysql")
+pytestmark = on_every_driver
 
 
 def connect_args(url: str, *, read_only: bool = False, **values: Any) -> tuple[str, dict[str, Any]]:
@@ -199,10 +201,39 @@ async def test_parameters_in_the_url_reach_the_server(postgresql_server: str, dr
     await engine.dispose()
 
 
+@on("postgresql", every_driver=True)
+async def test_a_statement_ends_when_its_client_is_gone(database_url: str) -> None:
+    """The server itself notices, as nobody asks it to cancel for a process that was killed."""
+    engine = engine_of(database_url)
+    observer = Observer(database_url)
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        query = asyncio.create_task(connection.execute(text("SELECT pg_sleep(60)")))
+        await eventually(lambda: observer.slow_queries() == 1, within=5)
+        cut(raw.driver_connection)
+        await eventually(lambda: observer.slow_queries() == 0, within=5)
+        with pytest.raises(DBAPIError):
+            await query
+    await engine.dispose()
+
+
+@on("postgresql", every_driver=True)
+async def test_a_server_that_cannot_look_for_its_clients(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that refuses the parameter, as PostgreSQL 13 does, is connected to without it."""
+    name = "client_connection_check_interval"
+    monkeypatch.setattr(postgresql, "LOOK_FOR_CLIENT", (name, "-1"))
+    engine = engine_of(database_url)
+    async with engine.connect() as connection:
+        assert await connection.scalar(text(f"SHOW {name}")) == "0"
+    await engine.dispose()
+
+
 # Which errors are worth another try
 
 
-@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@on_every_driver_of_servers
 async def test_a_deadlock_is_worth_another_try(database_url: str) -> None:
     """Of two transactions that wait for each other one fails, with an error to be retried."""
     engine = engine_of(database_url)
@@ -225,7 +256,7 @@ async def update(connection: AsyncConnection, row: int) -> None:
     await connection.execute(text("UPDATE t SET n = n + 1 WHERE id = :id"), {"id": row})
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 async def test_a_serialization_failure_is_worth_another_try(database_url: str) -> None:
     """PostgreSQL refuses the second of two transactions that changed the same row."""
     engine = engine_of(database_url, isolation_level="SERIALIZABLE")

@@ -20,14 +20,18 @@ from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
 from sanic_db_bp.pool import FairPool
 from sanic_db_bp.settings import DatabaseSettings
-from tests.servers import Server, create_database
+from tests.databases import (
+    DRIVERS,
+    on,
+    on_all,
+    on_every_driver,
+    on_every_driver_of_servers,
+    on_postgresql,
+    on_sqlite,
+)
+from tests.servers import Server
 
-ON_POSTGRESQL = ("postgresql-asyncpg", "postgresql-psycopg")
-ON_MARIADB = ("mariadb-asyncmy", "mariadb-aiomysql")
-DRIVERS = {
-    "postgresql": ("postgresql+asyncpg", "postgresql+psycopg"),
-    "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
-}
+pytestmark = on_every_driver
 
 Engines = Callable[..., AsyncEngine]
 
@@ -97,7 +101,7 @@ async def test_each_read_sees_what_was_committed_before(
 # Timeouts
 
 
-@pytest.mark.parametrize("database_url", ON_POSTGRESQL, indirect=True)
+@on("postgresql", every_driver=True)
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_postgresql_knows_the_timeouts(
     engine_of: Engines, database_url: str, read_only: bool
@@ -115,7 +119,7 @@ async def test_postgresql_knows_the_timeouts(
         await engine.dispose()
 
 
-@pytest.mark.parametrize("database_url", ON_MARIADB, indirect=True)
+@on("mariadb", every_driver=True)
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_mariadb_knows_the_timeouts(
     engine_of: Engines, database_url: str, read_only: bool
@@ -134,7 +138,7 @@ async def test_mariadb_knows_the_timeouts(
         await engine.dispose()
 
 
-@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@on_every_driver_of_servers
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_the_server_ends_a_long_statement(
     engine_of: Engines, database_url: str, read_only: bool
@@ -148,7 +152,7 @@ async def test_the_server_ends_a_long_statement(
     assert await ask(engine, "SELECT 1") == [1]
 
 
-@pytest.mark.parametrize("database_url", [*ON_POSTGRESQL, *ON_MARIADB], indirect=True)
+@on_every_driver_of_servers
 async def test_the_server_ends_an_idle_transaction(engine_of: Engines, database_url: str) -> None:
     """IDLE_IN_TRANSACTION_TIMEOUT is in force; the connection is replaced at its next use."""
     engine = engine_of(database_url, pool_size=1, idle_in_transaction_timeout=0.3)
@@ -197,11 +201,11 @@ async def silent_server() -> AsyncIterator[int]:
         ("sqlite", "SERIALIZABLE", "PRAGMA read_uncommitted", 0),
         *(
             (each, "SERIALIZABLE", "SHOW transaction_isolation", "serializable")
-            for each in ON_POSTGRESQL
+            for each in DRIVERS["postgresql"]
         ),
         *(
             (each, "READ COMMITTED", "SELECT @@tx_isolation", "READ-COMMITTED")
-            for each in ON_MARIADB
+            for each in DRIVERS["mariadb"]
         ),
     ],
     indirect=["database_url"],
@@ -239,7 +243,7 @@ async def test_a_rollback_takes_everything_back(engine_of: Engines, database_url
     assert await ask(engine, "SELECT count(*) FROM t") == [0]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", *ON_POSTGRESQL], indirect=True)
+@on("sqlite", "postgresql", every_driver=True)
 async def test_a_failed_commit_leaves_no_transaction(engine_of: Engines, database_url: str) -> None:
     """Nothing of it remains, and the connection begins the next one clean."""
     engine = engine_of(database_url, pool_size=1)
@@ -255,7 +259,7 @@ async def test_a_failed_commit_leaves_no_transaction(engine_of: Engines, databas
     assert await ask(engine, "SELECT count(*) FROM u") == [0]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_sqlite_is_set_up_for_concurrent_readers(
     engine_of: Engines, database_url: str
 ) -> None:
@@ -275,7 +279,7 @@ def pool_size(engine: AsyncEngine) -> int:
     return engine.pool.size()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_sqlite_takes_the_lock_at_the_begin(engine_of: Engines, database_url: str) -> None:
     """Another process cannot write between a transaction's read and its write."""
     engine = engine_of(database_url)
@@ -288,7 +292,7 @@ async def test_sqlite_takes_the_lock_at_the_begin(engine_of: Engines, database_u
                 pass
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_sqlite_takes_no_lock_in_autocommit(engine_of: Engines, database_url: str) -> None:
     """VACUUM and the like run outside of a transaction."""
     engine = engine_of(database_url).execution_options(isolation_level="AUTOCOMMIT")
@@ -296,7 +300,7 @@ async def test_sqlite_takes_no_lock_in_autocommit(engine_of: Engines, database_u
         await connection.execute(text("VACUUM"))
 
 
-@pytest.mark.parametrize("database_url", ON_MARIADB, indirect=True)
+@on("mariadb", every_driver=True)
 async def test_mariadb_speaks_utf8mb4(engine_of: Engines, database_url: str) -> None:
     """Every character can be sent and read."""
     assert await ask(engine_of(database_url), "SELECT @@character_set_client") == ["utf8mb4"]
@@ -305,18 +309,14 @@ async def test_mariadb_speaks_utf8mb4(engine_of: Engines, database_url: str) -> 
 # Connections
 
 
-def drivers_of(server: Server) -> tuple[str, str]:
-    return DRIVERS[server.url.partition(":")[0]]
-
-
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_connections_closed_by_a_restart_are_replaced(
     engine_of: Engines, own_server: Server, end: str
 ) -> None:
     """After the server was away every idle connection of either pool works again, at first try."""
     engines = []
-    for driver in drivers_of(own_server):
-        url = create_database(own_server.url, driver)
+    for driver in own_server.drivers:
+        url = own_server.new_database(driver)
         engines += [engine_of(url, pool_size=3), engine_of(url, pool_size=3, read_only=True)]
     for _ in range(2):
         answers = await asyncio.gather(*[ask(e, "SELECT 1") for e in engines for _ in range(3)])
@@ -333,8 +333,8 @@ async def test_a_server_that_is_away_is_told_without_credentials(
 ) -> None:
     """The error names the database and what happened, never the password."""
     engines = []
-    for driver in drivers_of(own_server):
-        url = create_database(own_server.url, driver).replace("@", ":s3cret@", 1)
+    for driver in own_server.drivers:
+        url = own_server.new_database(driver).replace("@", ":s3cret@", 1)
         engines.append(engine_of(url))
     own_server.stop()
     for engine in engines:
@@ -402,6 +402,7 @@ async def test_a_connection_opened_again_keeps_no_request_alive(
 # What is passed through
 
 
+@on_all
 async def test_engine_options_reach_sqlalchemy(engine_of: Engines, database_url: str) -> None:
     """ENGINE_OPTIONS win over what the package would choose, the pool's class too."""
     engine = engine_of(database_url, engine_options={"poolclass": NullPool})
@@ -409,6 +410,7 @@ async def test_engine_options_reach_sqlalchemy(engine_of: Engines, database_url:
     assert await ask(engine, "SELECT 1") == [1]
 
 
+@on_all
 async def test_unknown_engine_options_stop_the_start(engine_of: Engines, database_url: str) -> None:
     """The error names the variable and the option, not its value."""
     with pytest.raises(ConfigurationError, match="ENGINE_OPTIONS") as caught:
@@ -442,6 +444,7 @@ async def test_connect_args_keep_the_timeouts(
     assert await ask(reading, "SHOW jit", "SHOW default_transaction_read_only") == ["off", "on"]
 
 
+@on_all
 async def test_echo_logs_every_statement(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -453,6 +456,7 @@ async def test_echo_logs_every_statement(
 # Slow statements
 
 
+@on_all
 async def test_slow_statements_are_logged_without_parameters(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -467,6 +471,7 @@ async def test_slow_statements_are_logged_without_parameters(
     assert "s3cret" not in caplog.text
 
 
+@on_all
 async def test_a_slow_statement_is_logged_with_what_it_found(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -481,6 +486,7 @@ async def test_a_slow_statement_is_logged_with_what_it_found(
     assert (record.database, record.route, record.request_id) == ("db", None, None)
 
 
+@on_all
 @pytest.mark.parametrize("parameters", [{"name": "tea"}, {"name": "x" * 100_000}])
 async def test_parameters_are_logged_if_asked_for_and_shortened(
     engine_of: Engines,
@@ -496,6 +502,7 @@ async def test_parameters_are_logged_if_asked_for_and_shortened(
     assert len(caplog.messages[-1]) < 500
 
 
+@on_all
 async def test_quick_statements_are_not_logged(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -505,7 +512,7 @@ async def test_quick_statements_are_not_logged(
     assert "slow statement" not in caplog.text
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_a_slow_statement_that_fails_is_logged_too(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

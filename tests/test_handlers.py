@@ -25,6 +25,8 @@ from sanic_db_bp import (
     on_commit,
     transactional,
 )
+from tests.databases import on_postgresql, on_servers, on_sqlite
+from tests.proxy import proxied
 from tests.serving import serving
 from tests.shop import (
     Item,
@@ -37,22 +39,10 @@ from tests.shop import (
     doom,
     eventually,
     make_app,
-    proxied,
     raw_client,
     settled,
     without_garbage_collector,
 )
-
-on_servers = pytest.mark.parametrize(
-    "database_url",
-    ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql"],
-    indirect=True,
-)
-on_postgresql = pytest.mark.parametrize(
-    "database_url", ["postgresql-asyncpg", "postgresql-psycopg"], indirect=True
-)
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-on_one = pytest.mark.parametrize("database_url", ["sqlite", "postgresql-asyncpg"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +163,7 @@ async def test_a_bad_status_rolls_back(app: Shop, observer: Observer, status: in
 
 
 @pytest.mark.parametrize("status", [200, 204, 301, 399])
-@on_one
+@on_postgresql
 async def test_every_other_status_commits(app: Shop, observer: Observer, status: int) -> None:
     """An answer below 400 stores what the handler did."""
 
@@ -188,7 +178,7 @@ async def test_every_other_status_commits(app: Shop, observer: Observer, status:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
-@on_one
+@on_postgresql
 async def test_no_answer_rolls_back(app: Shop, observer: Observer) -> None:
     """A handler that forgets to return an answer stores nothing, as the client gets a 500."""
 
@@ -214,7 +204,7 @@ class OutOfStock(Exception):
     ("error", "status"),
     [(ValueError("oops"), 500), (NotFound("no apple"), 404), (SanicException("tea", 418), 418)],
 )
-@on_one
+@on_postgresql
 async def test_an_exception_rolls_back(
     app: Shop, observer: Observer, error: Exception, status: int
 ) -> None:
@@ -378,7 +368,7 @@ async def test_a_connection_killed_in_the_handler(app: Shop, observer: Observer)
         assert observer.names() == ["apple"]
 
 
-@on_one
+@on_postgresql
 async def test_the_users_exception_handler_sees_a_commit_failure(
     app: Shop, observer: Observer
 ) -> None:
@@ -644,7 +634,7 @@ async def test_a_handler_without_a_session_commits_what_middleware_did(
 
 
 @pytest.mark.parametrize("status", [200, 403])
-@on_one
+@on_postgresql
 async def test_request_middleware_that_answers_first(
     app: Shop, observer: Observer, status: int
 ) -> None:
@@ -709,7 +699,7 @@ async def test_a_client_that_leaves_in_request_middleware(app: Shop, observer: O
 
 
 @pytest.mark.parametrize("asks", [True, False])
-@on_one
+@on_postgresql
 async def test_response_middleware_may_use_the_session(
     app: Shop, observer: Observer, asks: bool
 ) -> None:
@@ -833,7 +823,7 @@ async def test_a_client_that_leaves_in_an_exception_handler(app: Shop, observer:
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/no", 404), ("PUT", "/", 405)])
 @pytest.mark.parametrize("when", ["request", "response"])
-@on_one
+@on_postgresql
 async def test_no_route_or_method(
     app: Shop, observer: Observer, method: str, path: str, status: int, when: str
 ) -> None:
@@ -1016,7 +1006,7 @@ async def test_a_background_task_cannot_use_the_session(app: Shop, observer: Obs
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_background_task_that_is_the_first_to_use_the_session(app: Shop) -> None:
     """A task that outlives its request gets no session of it, even if the request used none."""
     outcomes: list[BaseException] = []
@@ -1145,7 +1135,7 @@ async def test_commit_false_rolls_back(app: Shop, observer: Observer) -> None:
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_commit_manual(database_url: str, observer: Observer) -> None:
     """Where COMMIT is manual a handler commits itself, or says that it wants a commit."""
     app = make_app(database_url, commit="manual")
@@ -1342,7 +1332,7 @@ async def test_without_retries_a_lost_race_is_an_error(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_another_error_is_not_retried(app: Shop, observer: Observer) -> None:
     """A broken constraint would break again, so the handler runs once."""
     runs = []
@@ -1418,7 +1408,7 @@ async def test_a_dependency_that_fails_in_another_run(
         assert observer.names() == ["apple"]
 
 
-@on_one
+@on_postgresql
 async def test_a_dependency_that_fails_for_head(app: Shop, observer: Observer) -> None:
     """The HEAD of a class-based view leaves nothing behind if a dependency of it fails."""
 
@@ -1597,7 +1587,7 @@ async def test_a_deadlock_is_retried(app: Shop, observer: Observer) -> None:
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_view_retries_by_method(database_url: str, observer: Observer) -> None:
     """Each method of a class-based view has a transaction of its own kind."""
     app = racing_app(database_url)
@@ -1628,7 +1618,7 @@ async def test_a_view_retries_by_method(database_url: str, observer: Observer) -
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_no_retry_of_a_body_that_was_read_in_pieces(
     database_url: str, observer: Observer
 ) -> None:
@@ -1736,7 +1726,7 @@ async def test_on_commit_runs_once_after_retries(database_url: str, observer: Ob
         assert calls == [1]
 
 
-@on_one
+@on_postgresql
 async def test_an_error_in_on_commit_changes_nothing(
     app: Shop, observer: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1874,7 +1864,7 @@ async def test_a_database_that_goes_away_before_the_commit(
             assert observer.names() == []
 
 
-@on_one
+@on_postgresql
 async def test_an_exhausted_pool_in_a_dependency(database_url: str, observer: Observer) -> None:
     """A dependency that gets no connection is answered with 503 as well."""
     app = make_app(database_url, pool_size=1, pool_timeout=0.1)
@@ -1893,7 +1883,7 @@ async def test_an_exhausted_pool_in_a_dependency(database_url: str, observer: Ob
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_the_users_answer_to_an_unavailable_database(database_url: str) -> None:
     """An exception handler of the app for it wins over this package's own."""
     app = make_app(database_url, pool_size=1, pool_timeout=0.1)
@@ -2014,7 +2004,7 @@ KINDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@on_one
+@on_postgresql
 async def test_handlers_of_every_kind(app: Shop, observer: Observer, kind: str) -> None:
     """Whatever a handler is, it commits on success and rolls back on an error."""
     app.add_route(KINDS[kind], "/<status:int>", methods=["POST", "PUT"], name=kind)
@@ -2068,7 +2058,7 @@ async def test_asgi_commit_failure_reaches_the_client(
 
 
 @pytest.mark.parametrize("asks", [True, False])
-@on_one
+@on_postgresql
 async def test_asgi_client_that_leaves_within_the_body(
     app: Shop, observer: Observer, asks: bool
 ) -> None:
@@ -2112,7 +2102,7 @@ async def test_asgi_client_that_leaves_within_the_body(
         assert observer.names() == ["half"]
 
 
-@on_one
+@on_postgresql
 async def test_asgi_client_that_leaves_within_a_chunked_body(app: Shop, observer: Observer) -> None:
     """A body of unknown length that is cut off never leads to a commit either."""
 
@@ -2134,7 +2124,7 @@ async def test_asgi_client_that_leaves_within_a_chunked_body(app: Shop, observer
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_asgi_middleware_that_answers_first(app: Shop, observer: Observer) -> None:
     """Under an ASGI server too the work of such middleware is rolled back."""
 
@@ -2153,7 +2143,7 @@ async def test_asgi_middleware_that_answers_first(app: Shop, observer: Observer)
         assert observer.names() == []
 
 
-@on_one
+@on_postgresql
 async def test_asgi_request_that_is_cancelled(app: Shop, observer: Observer) -> None:
     """An ASGI server that cancels a request leaves nothing behind."""
     reached = asyncio.Event()
@@ -2175,7 +2165,7 @@ async def test_asgi_request_that_is_cancelled(app: Shop, observer: Observer) -> 
         assert observer.names() == []
 
 
-@on_one
+@on_postgresql
 @pytest.mark.parametrize("asks", [True, False])
 async def test_asgi_request_that_is_cancelled_in_response_middleware(
     app: Shop, observer: Observer, asks: bool

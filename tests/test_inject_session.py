@@ -53,12 +53,6 @@ class ReportsAsyncSession(AsyncSession):
     """The asyncio session of a second database."""
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
-
-
 @pytest.fixture
 def make_app(tmp_path: Path) -> Callable[[str], App]:
     """Make an app with two databases."""

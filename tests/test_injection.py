@@ -62,12 +62,6 @@ class Note(Base):
     author: Mapped[Author | None] = relationship(back_populates="notes")
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sanic, "_app_registry", {})
-    monkeypatch.setattr(Sanic, "test_mode", True)
-
-
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """The URL of an empty SQLite database."""
@@ -77,8 +71,6 @@ def url(tmp_path: Path) -> str:
 def new_app(url: str, name: str = "app") -> App:
     """Return an app with a database that has the tables of these tests."""
     app: App = Sanic(name)
-    # It rewrites Sanic's own functions, for every app of the process.
-    app.config.TOUCHUP = False
     app.blueprint(DatabaseBlueprint(url=url, metadata=Base.metadata, create_tables=True))
     return app
 
@@ -1200,6 +1192,7 @@ async def test_sanic_ext_without_its_injection(app: App, injection: bool) -> Non
 async def test_sanic_ext_may_be_set_up_before_or_after(url: str, when: str) -> None:
     """``Extend(app)`` may come before ``app.blueprint(...)`` or after it."""
     app: App = Sanic("app")
+    app.config.OAS = True
     bp = DatabaseBlueprint(url=url, metadata=Base.metadata, create_tables=True)
     if when == "before":
         Extend(app)
@@ -1304,6 +1297,7 @@ def documented_app(url: str | None) -> App:
 
 async def document_of(app: App) -> Any:
     """Return the OpenAPI document of an app."""
+    app.config.OAS = True
     async with serving(app) as client:
         return (await client.get("/docs/openapi.json")).json()
 

@@ -23,6 +23,7 @@ from sanic_db_bp import (
     SessionOutsideBridge,
 )
 from sanic_db_bp.models import ActiveRecordMixin, TimestampMixin, UTCDateTime, class_property
+from tests.databases import on_sqlite
 from tests.serving import serving
 
 
@@ -81,6 +82,7 @@ async def reports(tmp_path: Path) -> AsyncIterator[Database]:
     await database.dispose(within=1)
 
 
+@on_sqlite
 async def test_a_model_keeps_its_own_rows(database: Database) -> None:
     """save, get, query, select and delete work with the session of the unit of work."""
 
@@ -140,6 +142,7 @@ async def test_the_database_refuses_on_save(database: Database) -> None:
     await database.run_sync(work)
 
 
+@on_sqlite
 async def test_a_model_works_in_code_of_an_asyncio_session(database: Database) -> None:
     """run_sync of an AsyncSession is plain code too, with the same session."""
     async with database.session() as session:
@@ -147,6 +150,7 @@ async def test_a_model_works_in_code_of_an_asyncio_session(database: Database) -
         assert user in session
 
 
+@on_sqlite
 async def test_a_model_outside_plain_code_says_what_to_do(database: Database) -> None:
     """It cannot wait in asyncio code, and has no session outside of a unit of work."""
     async with database.session():
@@ -159,6 +163,7 @@ async def test_a_model_outside_plain_code_says_what_to_do(database: Database) ->
     assert User.select() is not None
 
 
+@on_sqlite
 async def test_each_model_uses_its_own_database(database: Database, reports: Database) -> None:
     """Whichever block is the inner one."""
 
@@ -238,6 +243,7 @@ async def test_times_are_the_same_moment_on_every_database(database: Database) -
     await database.run_sync(work)
 
 
+@on_sqlite
 async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
     """It could be any of 24; the error names the remedy."""
 
@@ -249,6 +255,7 @@ async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
     await database.run_sync(work)
 
 
+@on_sqlite
 async def test_no_time_is_no_time(database: Database) -> None:
     """The type of the columns can be used where a time may be missing."""
 
@@ -278,7 +285,6 @@ def test_a_class_property_is_computed_for_each_class() -> None:
 
 async def test_models_work_in_handlers(database_url: str) -> None:
     """With the request's session, in handlers of both kinds, one request beside the other."""
-    Sanic.test_mode = True
     app = Sanic("models")
     app.blueprint(
         DatabaseBlueprint(

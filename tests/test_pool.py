@@ -18,8 +18,9 @@ from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import DatabaseUnavailable
 from sanic_db_bp.pool import FairPool, FairQueue
 from sanic_db_bp.settings import DatabaseSettings
+from tests.databases import on_all, on_every_driver, on_every_driver_of_servers
 
-SERVERS = ("postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql")
+pytestmark = on_every_driver
 
 
 def engine_of(url: str, **values: Any) -> AsyncEngine:
@@ -53,6 +54,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
+@on_all
 async def test_an_exhausted_pool_names_the_setting(database_url: str) -> None:
     """Who waits longer than POOL_TIMEOUT learns of it, and of POOL_SIZE, in a clear error."""
     engine = engine_of(database_url, pool_size=1, pool_timeout=0.1)
@@ -137,7 +139,7 @@ async def test_a_cancelled_connect_leaves_its_connection_to_the_next(single: Asy
     assert pool_of(single).checkedin() == 1
 
 
-@pytest.mark.parametrize("database_url", SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_many_cancellations_lose_no_connection(database_url: str) -> None:
     """Whenever a task is cancelled, its place in the pool is free again afterwards."""
     engine = engine_of(database_url, pool_size=2, pool_timeout=5)
@@ -193,7 +195,7 @@ async def test_a_failed_connect_after_a_cancellation_frees_its_place(
     await engine.dispose()
 
 
-@pytest.mark.parametrize("database_url", SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_overflow_connections_are_closed_when_they_come_back(database_url: str) -> None:
     """MAX_OVERFLOW adds connections for a while, POOL_SIZE stay."""
     engine = engine_of(database_url, pool_size=1, max_overflow=1, pool_timeout=0.1)
@@ -206,6 +208,7 @@ async def test_overflow_connections_are_closed_when_they_come_back(database_url:
     await engine.dispose()
 
 
+@on_all
 async def test_the_connection_used_last_is_used_first(database_url: str) -> None:
     """It is the one that is surely still open."""
     engine = make_engine(

@@ -10,9 +10,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests import servers
+from tests.databases import on_every_driver
 from tests.servers import PostgreSQLServer, Server, create_database, drop_database, server_url
-
-DRIVERS = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
 
 
 @pytest.fixture
@@ -22,6 +21,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+@on_every_driver
 async def test_the_engine_connects(engine: AsyncEngine) -> None:
     """The URL works as it is, with the driver that it names."""
     async with engine.connect() as connection:
@@ -35,6 +35,7 @@ async def test_each_test_has_an_empty_database(engine: AsyncEngine, turn: int) -
         await connection.execute(text("CREATE TABLE things (id INTEGER)"))
 
 
+@on_every_driver
 async def test_text_of_any_language_is_kept(engine: AsyncEngine) -> None:
     """The databases store Unicode, beyond the basic plane too."""
     async with engine.begin() as connection:
@@ -69,7 +70,7 @@ async def test_a_leaked_transaction_does_not_block_the_drop(
 
 async def test_a_killed_server_comes_back_with_its_data(own_server: Server) -> None:
     """Clients see a kill at once, and what was committed is there after the next start."""
-    url = create_database(own_server.url, DRIVERS[own_server.url.split(":")[0]])
+    url = own_server.new_database()
     engine = create_async_engine(url)
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE things (id INTEGER)"))
@@ -89,10 +90,10 @@ def test_a_stopped_server_starts_again_at_its_url(own_server: Server) -> None:
     url = own_server.url
     own_server.stop()
     with pytest.raises(DBAPIError):
-        create_database(url, DRIVERS[url.split(":")[0]])
+        own_server.new_database()
     own_server.start()
     assert own_server.url == url
-    create_database(url, DRIVERS[url.split(":")[0]])
+    own_server.new_database()
 
 
 def test_a_taken_port_is_left_to_its_owner(
@@ -100,9 +101,9 @@ def test_a_taken_port_is_left_to_its_owner(
 ) -> None:
     """A server whose port was taken in between starts on another one."""
     taken = int(own_server.url.rsplit(":", 1)[1].rstrip("/"))
-    free = servers._free_port()
+    free = servers.free_port()
     ports = iter([taken, free])
-    monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
+    monkeypatch.setattr(servers, "free_port", lambda: next(ports))
     with type(own_server)() as other:
         assert other.url == own_server.url.replace(str(taken), str(free))
 

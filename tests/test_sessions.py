@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from sanic_db_bp import (
 )
 from sanic_db_bp.bridge import bridged, run_in_bridge
 from sanic_db_bp.unit_of_work import UnitOfWork
-from tests.servers import create_database, drop_database
+from tests.databases import on, on_all, on_sqlite
 from tests.slow_sql import all_are_free, make_slow_commit, sleep_for, teach_to_sleep
 
 
@@ -57,6 +57,9 @@ class Book(Base):
 
 
 COUNT = select(func.count()).select_from(Author)
+# How a session refuses is the same everywhere; what a database has to do with runs on each.
+pytestmark = on_sqlite
+
 ONE = text("SELECT 1")
 
 
@@ -146,6 +149,7 @@ async def test_methods_of_a_users_class_work(unit: UnitOfWork) -> None:
         session.count()
 
 
+@on_all
 async def test_both_forms_share_the_transaction(unit: UnitOfWork) -> None:
     """What one has flushed, the other reads."""
 
@@ -159,6 +163,7 @@ async def test_both_forms_share_the_transaction(unit: UnitOfWork) -> None:
     await bridged(handler())
 
 
+@on_all
 async def test_lazy_loading_works_in_the_bridge(unit: UnitOfWork) -> None:
     """Related objects are loaded when they are touched, whichever form loaded the first."""
 
@@ -194,6 +199,7 @@ async def test_a_second_task_at_the_same_time_is_refused(unit: UnitOfWork) -> No
     assert await session.scalar(ONE) == 1
 
 
+@on_all
 async def test_a_second_task_does_not_disturb_a_write(database: Database) -> None:
     """What the first task wrote is committed, although another was refused meanwhile."""
     async with database.session() as session:
@@ -225,6 +231,7 @@ async def test_a_plain_session_is_refused_while_a_task_uses_it(
     await bridged(handler())
 
 
+@on_all
 async def test_tasks_one_after_the_other_may_share_a_session(unit: UnitOfWork) -> None:
     """wait_for runs a statement in a task of its own on Python 3.11, and that is fine."""
     result = await asyncio.wait_for(unit.async_session.execute(ONE), 1)
@@ -232,6 +239,7 @@ async def test_tasks_one_after_the_other_may_share_a_session(unit: UnitOfWork) -
     assert await asyncio.ensure_future(unit.async_session.scalar(ONE)) == 1
 
 
+@on_all
 async def test_a_statement_that_waits_too_long_is_given_up(
     database: Database, unit: UnitOfWork
 ) -> None:
@@ -446,6 +454,7 @@ async def test_a_refused_use_leaves_the_session_free(unit: UnitOfWork) -> None:
     assert await unit.async_session.scalar(ONE) == 1
 
 
+@on_all
 async def test_read_sessions_read(unit: UnitOfWork) -> None:
     """A read session of either form finds what is committed."""
     assert await unit.async_read_session.scalar(COUNT) == 1
@@ -488,6 +497,7 @@ async def test_a_read_session_with_changes_fails_the_unit_of_work(
         assert await session.scalar(COUNT) == 1
 
 
+@on_all
 async def test_the_database_refuses_writes_of_a_read_session(unit: UnitOfWork) -> None:
     """A statement that goes past the session's check is refused where it counts."""
     with pytest.raises(DBAPIError):
@@ -512,6 +522,7 @@ async def test_a_read_session_of_the_users_own_refuses_to_flush(database: Databa
         session.expunge_all()
 
 
+@on_all
 async def test_begin_joins_a_transaction_that_has_begun_by_itself(database: Database) -> None:
     """A block works although a dependency has used the session before, and commits it all."""
     async with database.block() as unit:
@@ -536,6 +547,7 @@ async def test_begin_joins_a_transaction_that_has_begun_by_itself(database: Data
         assert await session.scalar(COUNT) == 5
 
 
+@on_all
 async def test_begin_that_fails_rolls_back_what_it_has_joined(database: Database) -> None:
     """One unit of work is one transaction: the block takes the earlier work with it."""
     async with database.session() as session:
@@ -554,6 +566,7 @@ async def test_begin_twice_is_an_error_as_ever(unit: UnitOfWork) -> None:
         unit.session.begin()
 
 
+@on_all
 async def test_savepoints_nest(database: Database) -> None:
     """An inner savepoint is rolled back alone."""
     async with database.session() as session:
@@ -582,6 +595,7 @@ async def test_a_session_closed_by_the_user_works_on(database: Database) -> None
         assert await session.scalar(COUNT) == 2
 
 
+@on_all
 async def test_streams_of_rows_are_read_in_pieces(unit: UnitOfWork) -> None:
     """Server-side results work in both forms."""
     rows = await unit.async_session.stream_scalars(select(Book.id).order_by(Book.id))
@@ -612,6 +626,7 @@ async def test_listeners_of_the_users_class_are_called(database: Database) -> No
     assert seen == ["ShopSession"] * 2
 
 
+@on_all
 async def test_the_isolation_level_is_that_of_the_block(database: Database) -> None:
     """A block with a level of its own has it, and the next one has not."""
     async with database.session() as session:
@@ -622,9 +637,10 @@ async def test_the_isolation_level_is_that_of_the_block(database: Database) -> N
         assert await (await session.connection()).get_isolation_level() == usual
 
 
-async def test_a_commit_block_of_another_task_counts_as_use(postgresql_url: str) -> None:
+@on("postgresql", every_driver=True)
+async def test_a_commit_block_of_another_task_counts_as_use(database_url: str) -> None:
     """The unit of work waits for a COMMIT under way in a task, as for a statement."""
-    database = Database(DatabaseSettings(url=postgresql_url, env_file=None))
+    database = Database(DatabaseSettings(url=database_url, env_file=None))
     await make_slow_commit(database)
 
     async def write(session: AsyncSession) -> None:
@@ -643,10 +659,3 @@ async def test_a_commit_block_of_another_task_counts_as_use(postgresql_url: str)
     await writing[0]
     assert database.pool_status()["checked_out"] == 0
     await database.dispose(within=1)
-
-
-@pytest.fixture(params=["asyncpg", "psycopg"])
-def postgresql_url(request: pytest.FixtureRequest, postgresql_server: str) -> Iterator[str]:
-    url = create_database(postgresql_server, f"postgresql+{request.param}")
-    yield url
-    drop_database(url)

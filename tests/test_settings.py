@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy.engine import URL
@@ -528,6 +528,15 @@ def test_credentials_among_the_parameters_are_used() -> None:
     assert url_in_use(url="postgresql://h/d?user=u&password=p") == ("postgresql+asyncpg://u:p@h/d")
 
 
+unhurried = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    # It judges by the clock.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
 anything = st.one_of(
     st.none(),
     st.booleans(),
@@ -542,7 +551,7 @@ anything = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@unhurried
 @given(st.dictionaries(st.sampled_from(sorted(DatabaseSettings.model_fields)), anything))
 def test_any_value_in_code_is_taken_or_refused(values: dict[str, Any]) -> None:
     """Whatever is given, the settings are valid or the error is the documented one."""
@@ -562,7 +571,7 @@ hostile = st.one_of(
 ).filter(lambda text: "\0" not in text and text.isprintable())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@unhurried
 @given(
     st.dictionaries(
         # The names of files are no secrets.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from tests.databases import on_servers
 from tests.processes import Process, free_port
 from tests.servers import Server, create_database
 
@@ -117,7 +118,7 @@ def test_the_server_starts_creates_its_tables_once_and_stops(
     assert (tmp_path / "shop.db").exists()
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+@on_servers
 def test_workers_do_not_race_for_the_tables(
     start: Callable[..., Process], database_url: str
 ) -> None:
@@ -215,8 +216,7 @@ def test_the_server_comes_up_when_its_database_server_does(
     start: Callable[..., Process], own_server: Server
 ) -> None:
     """PostgreSQL and MariaDB may be started after the app."""
-    driver = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
-    url = create_database(own_server.url, driver[make_url(own_server.url).get_backend_name()])
+    url = own_server.new_database()
     own_server.stop()
     with start(SINGLE, SANIC_DB_URL=url) as server:
         server.wait_for("waiting for it to come up")

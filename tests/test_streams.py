@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sanic_db_bp import SessionFinished, on_commit, transactional
+from tests.databases import on_postgresql
 from tests.serving import serving
 from tests.shop import (
     Item,
@@ -29,8 +30,6 @@ from tests.shop import (
     settled,
     without_garbage_collector,
 )
-
-on_one = pytest.mark.parametrize("database_url", ["sqlite", "postgresql-asyncpg"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +141,7 @@ async def test_the_session_lives_to_the_end(app: Shop, observer: Observer, way: 
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_two_streams_on_one_connection(app: Shop, observer: Observer, way: Any) -> None:
     """A connection of a client stays usable after a stream."""
 
@@ -158,7 +157,7 @@ async def test_two_streams_on_one_connection(app: Shop, observer: Observer, way:
         assert checked_out(app) == 0
 
 
-@on_one
+@on_postgresql
 async def test_a_plain_session_in_a_stream(app: Shop, observer: Observer) -> None:
     """A stream may use a plain session between its chunks."""
 
@@ -186,7 +185,7 @@ async def test_a_plain_session_in_a_stream(app: Shop, observer: Observer) -> Non
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_stream_over_the_session_of_the_request(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -207,7 +206,7 @@ async def test_a_stream_over_the_session_of_the_request(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_commit_failure_over_the_session_of_the_request(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -226,7 +225,7 @@ async def test_commit_failure_over_the_session_of_the_request(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_stream_without_a_session(app: Shop, way: Any, fails: bool) -> None:
     """A stream that touches no database ends as in Sanic, which completes a failed one too."""
@@ -244,7 +243,7 @@ async def test_a_stream_without_a_session(app: Shop, way: Any, fails: bool) -> N
         assert (await client.post("/")).text == "ok"
 
 
-@on_one
+@on_postgresql
 async def test_a_stream_that_first_uses_the_session_on_its_way(
     app: Shop, observer: Observer
 ) -> None:
@@ -275,7 +274,7 @@ async def test_a_stream_that_first_uses_the_session_on_its_way(
         assert observer.names() == ["apple 0", "apple 1", "pear"]
 
 
-@on_one
+@on_postgresql
 async def test_a_bad_status_rolls_back(app: Shop, observer: Observer, way: Any) -> None:
     """A stream with a status of 400 or more stores nothing."""
 
@@ -292,7 +291,7 @@ async def test_a_bad_status_rolls_back(app: Shop, observer: Observer, way: Any) 
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_failure_within_the_stream(app: Shop, observer: Observer, way: Any) -> None:
     """The body visibly ends too early, and nothing is stored."""
 
@@ -310,7 +309,7 @@ async def test_a_failure_within_the_stream(app: Shop, observer: Observer, way: A
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_failure_before_the_first_chunk(app: Shop, observer: Observer, way: Any) -> None:
     """A stream that fails before it has sent anything never looks like a success."""
 
@@ -354,7 +353,7 @@ async def test_commit_failure_at_the_end(
         assert observer.names() == ["apple"]
 
 
-@on_one
+@on_postgresql
 async def test_commit_failure_before_the_first_chunk(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -369,7 +368,7 @@ async def test_commit_failure_before_the_first_chunk(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_commit_failure_of_a_stream_of_known_length(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -448,7 +447,7 @@ async def test_a_client_that_leaves_within_the_stream(
     await _leave(app, observer, _respond, doing)
 
 
-@on_one
+@on_postgresql
 async def test_a_client_that_leaves_within_a_stream_of_any_kind(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -456,7 +455,7 @@ async def test_a_client_that_leaves_within_a_stream_of_any_kind(
     await _leave(app, observer, way, "python")
 
 
-@on_one
+@on_postgresql
 async def test_a_client_that_does_not_read(app: Shop, observer: Observer, way: Any) -> None:
     """A client that takes nothing off its socket holds a connection until RESPONSE_TIMEOUT."""
     app.config.RESPONSE_TIMEOUT = 0.3
@@ -477,7 +476,7 @@ async def test_a_client_that_does_not_read(app: Shop, observer: Observer, way: A
         assert observer.names() == []
 
 
-@on_one
+@on_postgresql
 async def test_the_session_is_finished_after_the_end(app: Shop, observer: Observer) -> None:
     """After the last chunk the stream's session refuses to go on."""
     outcomes: list[str] = []
@@ -501,7 +500,7 @@ async def test_the_session_is_finished_after_the_end(app: Shop, observer: Observ
         assert observer.names() == ["apple"]
 
 
-@on_one
+@on_postgresql
 async def test_an_exception_after_the_end(app: Shop, observer: Observer) -> None:
     """What was committed at the last chunk stays, whatever the handler does then."""
 
@@ -519,7 +518,7 @@ async def test_an_exception_after_the_end(app: Shop, observer: Observer) -> None
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_response_given_to_respond(app: Shop, observer: Observer) -> None:
     """An ordinary response sent by way of respond() is committed before it is sent."""
 
@@ -546,7 +545,7 @@ async def test_a_response_given_to_respond(app: Shop, observer: Observer) -> Non
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_a_head_request_of_a_stream(app: Shop, observer: Observer, way: Any) -> None:
     """HEAD runs the stream without its body, and leaves nothing behind."""
 
@@ -563,7 +562,7 @@ async def test_a_head_request_of_a_stream(app: Shop, observer: Observer, way: An
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_response_middleware_that_replaces_the_stream(app: Shop, observer: Observer) -> None:
     """A stream that never runs leaves nothing behind; what the handler did is rolled back."""
 
@@ -588,7 +587,7 @@ async def test_response_middleware_that_replaces_the_stream(app: Shop, observer:
         assert observer.names() == []
 
 
-@on_one
+@on_postgresql
 async def test_response_middleware_that_replaces_a_stream_without_a_session(app: Shop) -> None:
     """A stream that never runs and touches no database is replaced as in Sanic."""
 
@@ -607,7 +606,7 @@ async def test_response_middleware_that_replaces_a_stream_without_a_session(app:
         assert (await client.post("/")).text == "replaced"
 
 
-@on_one
+@on_postgresql
 async def test_response_middleware_of_a_stream_may_use_the_session(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -629,7 +628,7 @@ async def test_response_middleware_of_a_stream_may_use_the_session(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_transactional_streams(app: Shop, observer: Observer, way: Any) -> None:
     """commit=False holds for a stream too."""
 
@@ -649,7 +648,7 @@ async def test_transactional_streams(app: Shop, observer: Observer, way: Any) ->
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_on_commit_in_a_stream(app: Shop, observer: Observer, way: Any) -> None:
     """A callback runs once, after the stream's COMMIT."""
     calls: list[list[str]] = []
@@ -678,7 +677,7 @@ async def _receive(request: Request, session: AsyncSession) -> HTTPResponse:
     return text(str(size))
 
 
-@on_one
+@on_postgresql
 async def test_an_upload_is_committed_at_its_end(app: Shop, observer: Observer) -> None:
     """A handler that reads the body in pieces is one transaction."""
 
@@ -719,7 +718,7 @@ async def test_an_upload_that_is_cut_off(app: Shop, observer: Observer) -> None:
 # --- under ASGI ------------------------------------------------------------------------------
 
 
-@on_one
+@on_postgresql
 async def test_asgi_streams_are_committed_before_their_end(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -743,7 +742,7 @@ async def test_asgi_streams_are_committed_before_their_end(
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_asgi_commit_failure_at_the_end(app: Shop, observer: Observer, way: Any) -> None:
     """The last message is not sent, so that the server ends the connection."""
 
@@ -762,7 +761,7 @@ async def test_asgi_commit_failure_at_the_end(app: Shop, observer: Observer, way
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_asgi_failure_within_the_stream(app: Shop, observer: Observer, way: Any) -> None:
     """The body is not completed, and nothing is stored."""
 
@@ -780,7 +779,7 @@ async def test_asgi_failure_within_the_stream(app: Shop, observer: Observer, way
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_asgi_client_that_leaves_within_the_stream(
     app: Shop, observer: Observer, way: Any
 ) -> None:
@@ -823,7 +822,7 @@ async def test_asgi_upload_that_is_cut_off(app: Shop, observer: Observer) -> Non
         await settled(app, observer)
 
 
-@on_one
+@on_postgresql
 async def test_asgi_stream_after_a_body_that_was_cut_off(
     app: Shop, observer: Observer, way: Any
 ) -> None:

@@ -27,7 +27,7 @@ from sanic_db_bp import (
 )
 from sanic_db_bp.bridge import bridged, run_in_bridge
 from sanic_db_bp.unit_of_work import UnitOfWork
-from tests.servers import create_database, drop_database
+from tests.databases import on, on_postgresql, on_sqlite
 from tests.slow_sql import all_are_free, make_slow_commit, sleep_for, teach_to_sleep
 
 
@@ -63,18 +63,6 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     free = await all_are_free(database)
     await database.dispose(within=1)
     assert free
-
-
-@pytest.fixture(params=["asyncpg", "psycopg"])
-async def postgresql(
-    request: pytest.FixtureRequest, postgresql_server: str
-) -> AsyncIterator[Database]:
-    """The same, on PostgreSQL alone."""
-    url = create_database(postgresql_server, f"postgresql+{request.param}")
-    database = await opened(url)
-    yield database
-    await database.dispose(within=1)
-    drop_database(url)
 
 
 @pytest.fixture
@@ -183,15 +171,16 @@ async def test_a_failing_commit_rolls_everything_back(database: Database) -> Non
     assert await count(database) == 0
 
 
-async def test_a_deferred_constraint_fails_the_commit(postgresql: Database) -> None:
+@on("postgresql", every_driver=True)
+async def test_a_deferred_constraint_fails_the_commit(database: Database) -> None:
     """An error of COMMIT itself is raised; callbacks do not run."""
-    async with postgresql.session() as session:
+    async with database.session() as session:
         await session.execute(text("ALTER TABLE item ADD UNIQUE (number) DEFERRABLE"))
         await session.execute(text("ALTER TABLE item DROP CONSTRAINT item_number_key"))
     called: list[int] = []
 
     async def work() -> None:
-        async with postgresql.session() as session:
+        async with database.session() as session:
             await session.execute(text("SET CONSTRAINTS ALL DEFERRED"))
             session.add_all([Item(number=1), Item(number=1)])
             on_commit(lambda: called.append(1))
@@ -200,25 +189,26 @@ async def test_a_deferred_constraint_fails_the_commit(postgresql: Database) -> N
     with pytest.raises(DBAPIError):
         await work()
     assert called == []
-    assert in_use(postgresql) == 0
-    assert await count(postgresql) == 0
+    assert in_use(database) == 0
+    assert await count(database) == 0
 
 
+@on("postgresql", every_driver=True)
 @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
 async def test_a_lost_connection_does_not_hide_the_error(
-    postgresql: Database, error: type[BaseException]
+    database: Database, error: type[BaseException]
 ) -> None:
     """ROLLBACK fails as well then; the caller gets what it raised itself."""
 
     async def work() -> None:
-        async with postgresql.block() as unit:
-            await kill_connection(postgresql, unit)
+        async with database.block() as unit:
+            await kill_connection(database, unit)
             raise error("mine")
 
     with pytest.raises(error, match="mine"):
         await work()
-    assert in_use(postgresql) == 0
-    assert await count(postgresql) == 0
+    assert in_use(database) == 0
+    assert await count(database) == 0
 
 
 async def kill_connection(database: Database, unit: UnitOfWork) -> None:
@@ -228,18 +218,19 @@ async def kill_connection(database: Database, unit: UnitOfWork) -> None:
         await session.execute(text(f"SELECT pg_terminate_backend({backend}, 5000)"))
 
 
-async def test_a_lost_connection_fails_the_commit(postgresql: Database) -> None:
+@on("postgresql", every_driver=True)
+async def test_a_lost_connection_fails_the_commit(database: Database) -> None:
     """Without a COMMIT there is no success."""
 
     async def work() -> None:
-        async with postgresql.block() as unit:
+        async with database.block() as unit:
             await use(unit)
-            await kill_connection(postgresql, unit)
+            await kill_connection(database, unit)
 
     with pytest.raises(DBAPIError):
         await work()
-    assert in_use(postgresql) == 0
-    assert await count(postgresql) == 0
+    assert in_use(database) == 0
+    assert await count(database) == 0
 
 
 async def test_callbacks_run_after_the_commit(database: Database) -> None:
@@ -280,6 +271,21 @@ async def test_callbacks_never_run_after_a_rollback(database: Database) -> None:
     assert called == []
 
 
+@pytest.mark.parametrize("end", ["rollback", "close", "reset"])
+async def test_a_rollback_before_the_first_statement_forgets_callbacks(
+    database: Database, end: str
+) -> None:
+    """Also where there is no transaction yet, and nothing to tell the database."""
+    called: list[str] = []
+    async with database.session() as session:
+        on_commit(lambda: called.append("before"))
+        await getattr(session, end)()
+        on_commit(lambda: called.append("after"))
+        await session.execute(ONE)
+    assert called == ["after"]
+
+
+@on_sqlite
 async def test_callbacks_run_after_an_explicit_commit(database: Database) -> None:
     """Each runs once, after the commit that follows it."""
     called: list[str] = []
@@ -296,6 +302,7 @@ async def test_callbacks_run_after_an_explicit_commit(database: Database) -> Non
     assert called == ["first", "second", "third"]
 
 
+@on_sqlite
 async def test_callbacks_run_after_a_begin_block(database: Database) -> None:
     """The end of a block commits as well, in either form of the session."""
     called: list[str] = []
@@ -314,6 +321,7 @@ async def test_callbacks_run_after_a_begin_block(database: Database) -> None:
         await session.run_sync(plain)
 
 
+@on_sqlite
 async def test_callbacks_run_after_the_transactions_own_commit(database: Database) -> None:
     """The object that begin() returns commits as well."""
     called: list[str] = []
@@ -328,6 +336,7 @@ async def test_callbacks_run_after_the_transactions_own_commit(database: Databas
     await database.run_sync(plain)
 
 
+@on_sqlite
 async def test_callbacks_without_a_transaction_run_at_the_good_end(database: Database) -> None:
     """Work that touched nothing succeeded too; work that failed did not."""
     called: list[str] = []
@@ -382,6 +391,7 @@ async def test_a_commit_within_a_savepoint_calls_all(database: Database) -> None
         assert called == ["inner", "innermost"]
 
 
+@on_sqlite
 async def test_a_failing_callback_is_logged(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -442,6 +452,7 @@ async def test_a_callback_may_open_a_session_of_its_own(database: Database) -> N
     assert called == [1]
 
 
+@on_sqlite
 async def test_a_callback_may_register_another(database: Database) -> None:
     """After an explicit commit it waits for the next one."""
     called: list[str] = []
@@ -477,6 +488,7 @@ async def test_a_callback_outlasts_a_cancellation(database: Database) -> None:
     assert called == ["done"]
 
 
+@on_sqlite
 async def test_registering_after_the_end_is_refused(database: Database) -> None:
     """A callback that nothing would ever call is an error."""
     async with database.block() as unit:
@@ -610,11 +622,10 @@ async def test_discard_leaves_what_is_done(database: Database) -> None:
     assert await count(database) == 1
 
 
+@on_postgresql
 @pytest.mark.usefixtures("impatient")
-async def test_a_task_that_does_not_let_go_is_cut_off(postgresql_server: str) -> None:
+async def test_a_task_that_does_not_let_go_is_cut_off(database: Database) -> None:
     """A COMMIT under way outlasts its cancellation; the unit of work does not wait for ever."""
-    url = create_database(postgresql_server, "postgresql+asyncpg")
-    database = await opened(url)
     await make_slow_commit(database)
     tasks: list[asyncio.Task[Any]] = []
 
@@ -630,8 +641,6 @@ async def test_a_task_that_does_not_let_go_is_cut_off(postgresql_server: str) ->
     assert await count(database) == 0
     await asyncio.wait(tasks)
     assert tasks[0].cancelled() or tasks[0].exception() is not None
-    await database.dispose(within=1)
-    drop_database(url)
 
 
 async def test_the_two_sessions_end_together(database: Database) -> None:
@@ -667,14 +676,15 @@ async def test_a_cancelled_unit_of_work_is_rolled_back(database: Database) -> No
     assert await count(database) == 0
 
 
-async def test_blocks_nest_as_units_of_work_of_their_own(postgresql: Database) -> None:
+@on("postgresql", every_driver=True)
+async def test_blocks_nest_as_units_of_work_of_their_own(database: Database) -> None:
     """The inner block commits although the outer one fails; current_session follows."""
 
     async def work() -> None:
-        async with postgresql.session() as outer:
+        async with database.session() as outer:
             outer.add(Item(number=1))
             await outer.flush()
-            async with postgresql.session() as inner:
+            async with database.session() as inner:
                 assert current_session(AsyncSession) is inner
                 inner.add(Item(number=2))
             assert current_session(AsyncSession) is outer
@@ -682,7 +692,7 @@ async def test_blocks_nest_as_units_of_work_of_their_own(postgresql: Database) -
 
     with pytest.raises(LookupError):
         await work()
-    assert await count(postgresql) == 1
+    assert await count(database) == 1
 
 
 class Held:
@@ -745,6 +755,7 @@ async def test_nothing_of_an_ended_unit_of_work_stays_alive(database: Database, 
         gc.enable()
 
 
+@on_sqlite
 async def test_a_session_asked_for_after_the_end_is_finished(database: Database) -> None:
     """The unit of work hands out sessions that refuse, and that nothing keeps alive."""
     async with database.block() as unit:

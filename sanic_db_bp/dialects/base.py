@@ -117,6 +117,14 @@ class Backend:
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         raise NotImplementedError
 
+    def may_end_transaction(self, driver_error: BaseException) -> bool:
+        """Whether a statement that failed so may have ended its transaction without a word."""
+        return True
+
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        """Whether COMMIT would keep all that was done since BEGIN; asked after such a failure."""
+        raise NotImplementedError
+
 
 def last_value(value: Any) -> Any:
     """Return the value of a parameter of a URL, or the last if it has several."""
@@ -134,3 +142,8 @@ def execute_each(dbapi_connection: Any, statements: list[str]) -> None:
     for statement in statements:
         cursor.execute(statement)
     cursor.close()
+
+
+def in_autocommit(connection: Connection) -> bool:
+    """Whether each statement of a connection is a transaction of its own."""
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
@@ -55,17 +56,17 @@ class MySQL(Backend):
 
     def _session_statements(self, settings: DatabaseSettings, *, read_only: bool) -> Iterator[str]:
         # Each server runs the comments that are written for it: /*M! MariaDB, /*!80000 MySQL 8.
+        limits = ""
         if seconds := settings.statement_timeout:
-            yield (
-                "SET SESSION sql_mode = @@SESSION.sql_mode "
-                f"/*M!100101 , max_statement_time = {seconds:f} */"
+            limits += (
+                f" /*M!100101 , max_statement_time = {seconds:f} */"
                 f"/*!80000 , max_execution_time = {in_milliseconds(seconds)} */"
             )
         if seconds := settings.idle_in_transaction_timeout:
-            yield (
-                "SET SESSION sql_mode = @@SESSION.sql_mode "
-                f"/*M!100303 , idle_transaction_timeout = {max(1, round(seconds))} */"
-            )
+            limits += f" /*M!100303 , idle_transaction_timeout = {max(1, round(seconds))} */"
+        if limits:
+            # One round trip for them all.
+            yield "SET SESSION sql_mode = @@SESSION.sql_mode" + limits
         if read_only:
             yield "SET SESSION TRANSACTION READ ONLY"
 
@@ -91,6 +92,13 @@ class MySQL(Backend):
         number = driver_error.args[0] if driver_error.args else None
         return number in {self._DEADLOCK, self._LOCK_WAIT_TIMEOUT, self._RECORD_HAS_CHANGED}
 
+    def may_end_transaction(self, driver_error: BaseException) -> bool:
+        return bool(driver_error.args) and driver_error.args[0] == self._DEADLOCK
+
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        # The next statement has begun another transaction, as if nothing had been.
+        return False
+
 
 def _kill_cancelled_statements(engine: Engine) -> None:
     """The server goes on with a statement whose client is gone, and with its locks."""
@@ -105,7 +113,9 @@ def _kill_cancelled_statements(engine: Engine) -> None:
     def kill(dbapi_connection: Any, _record: object, error: object) -> None:
         if isinstance(error, asyncio.CancelledError):
             number = dbapi_connection.driver_connection.thread_id()
-            task = asyncio.get_running_loop().create_task(_kill(engine.dialect, ways[0], number))
+            loop = asyncio.get_running_loop()
+            # The context of the request would keep the request, with its body, in memory.
+            task = loop.create_task(_kill(engine.dialect, ways[0], number), context=Context())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 

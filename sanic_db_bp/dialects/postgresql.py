@@ -14,12 +14,15 @@ from sqlalchemy.engine import URL
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, in_milliseconds, last_value
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
     from ..settings import DatabaseSettings
 
 READ_ONLY = ("default_transaction_read_only",)
 """The parameters that keep a connection from writing."""
+
+LOOK_FOR_CLIENT = ("client_connection_check_interval", "1000")
+"""How often, in milliseconds, a working server looks whether its client is still there."""
 
 
 class PostgreSQL(Backend):
@@ -130,6 +133,10 @@ class PostgreSQL(Backend):
             arguments["prepare_threshold"] = None
         return url, arguments
 
+    def prepare(self, engine: Engine, settings: DatabaseSettings, *, read_only: bool) -> None:
+        if not settings.pgbouncer:
+            _look_for_client(engine.dialect)
+
     def engine_options(self, settings: DatabaseSettings, *, read_only: bool) -> dict[str, Any]:
         if read_only and settings.pgbouncer:
             # Behind a transaction pooler nothing may be set for a whole connection.
@@ -164,6 +171,52 @@ class PostgreSQL(Backend):
 
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         return getattr(driver_error, "sqlstate", None) in {"40001", "40P01"}
+
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        # COMMIT of an aborted transaction is answered with ROLLBACK, which no driver looks at.
+        cursor = dbapi_connection.cursor()
+        try:
+            cursor.execute("SELECT 1")
+        except Exception:
+            return False
+        finally:
+            cursor.close()
+        return True
+
+
+def _look_for_client(dialect: Any) -> None:
+    """Have the server end a statement whose client is gone.
+
+    A driver asks it to over another connection, but a server that has not read the statement yet
+    ignores that ("Canceling Requests in Progress" in PostgreSQL's documentation), and nobody asks
+    for a process that was killed.
+    """
+    connect = dialect.connect
+    refused = False
+
+    def connect_and_look(*args: Any, **arguments: Any) -> Any:
+        nonlocal refused
+        if not refused:
+            try:
+                return connect(*args, **_looking_for_client(dialect.driver, arguments))
+            except Exception as error:
+                # Servers before PostgreSQL 14 do not know it, those on Windows cannot do it.
+                if LOOK_FOR_CLIENT[0] not in str(error):
+                    raise
+                refused = True
+        return connect(*args, **arguments)
+
+    dialect.connect = connect_and_look
+
+
+def _looking_for_client(driver: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    name, value = LOOK_FOR_CLIENT
+    if driver == "asyncpg":
+        server_settings = {name: value, **arguments.get("server_settings", {})}
+        return {**arguments, "server_settings": server_settings}
+    # The last one wins: theirs over ours.
+    options = f"-c {name}={value} {arguments.get('options', '')}".strip()
+    return {**arguments, "options": options}
 
 
 def _has_unread_input(descriptor: int) -> bool:

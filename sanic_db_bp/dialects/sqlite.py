@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
-from .base import Backend, Driver, execute_each
+from .base import Backend, Driver, execute_each, in_autocommit
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -58,7 +58,7 @@ class SQLite(Backend):
             @event.listens_for(engine, "begin")
             def begin(connection: Connection) -> None:
                 # Plain BEGIN fails at the first write after a read, whatever the timeout.
-                if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                if not in_autocommit(connection):
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def is_closed(self, driver_connection: Any) -> bool:
@@ -67,6 +67,10 @@ class SQLite(Backend):
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         code = getattr(driver_error, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in {self._BUSY, self._LOCKED}
+
+    def is_whole(self, dbapi_connection: Any) -> bool:
+        # A full disk, for one, ends the transaction.
+        return bool(dbapi_connection.driver_connection.in_transaction)
 
 
 def _end_at_once(connection: Any) -> None:

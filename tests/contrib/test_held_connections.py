@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sanic_db_bp.contrib import held_connections
+from tests.databases import on_sqlite
 from tests.serving import serving
 from tests.shop import Shop, eventually, make_app
 
@@ -108,7 +109,7 @@ async def test_a_connection_that_came_back_in_time_is_not_reported(
     assert not warnings(caplog)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_the_timer_keeps_no_request_alive(database_url: str) -> None:
     """A body of many megabytes is free when its request is over, however long the limit is."""
     app, let_go = holding_app(database_url, limit=3600)

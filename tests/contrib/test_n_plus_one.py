@@ -25,6 +25,7 @@ from sqlalchemy.orm import (
 
 from sanic_db_bp import DatabaseBlueprint, ReadSession
 from sanic_db_bp.contrib import n_plus_one
+from tests.databases import on_sqlite
 from tests.serving import serving
 from tests.shop import Shop
 
@@ -185,7 +186,7 @@ async def test_the_cure_cures(
     assert not warnings(caplog)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize(
     ("options", "debug", "number"),
     [
@@ -208,7 +209,7 @@ async def test_it_warns_in_debug_mode_or_if_asked_for_and_above_the_limit(
     assert len(warnings(caplog)) == number
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_outside_of_requests_it_names_the_line_alone(
     library_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from sanic_db_bp import AsyncReadSession, Database
 from sanic_db_bp.contrib import opentelemetry, sql_comments
+from tests.databases import on_postgresql, on_sqlite
 from tests.serving import serving
 from tests.shop import (
     Base,
@@ -179,7 +180,7 @@ async def test_views_are_traced_too(database_url: str, telemetry: Telemetry) -> 
     assert telemetry.statements(route) == ["SELECT 1"]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_span_that_is_there_is_the_parent(database_url: str, telemetry: Telemetry) -> None:
     """Another instrumentation, such as that of ASGI, may have made the request's span."""
     app = traced_app(database_url, telemetry)
@@ -193,7 +194,7 @@ async def test_a_span_that_is_there_is_the_parent(database_url: str, telemetry: 
     assert len(statements) >= 2
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_spans_of_routes_can_be_left_out(database_url: str, telemetry: Telemetry) -> None:
     """Statements have spans all the same."""
     app = traced_app(database_url, telemetry, routes=False)
@@ -256,7 +257,7 @@ async def test_a_failed_commit_is_an_error_of_the_route(
     assert route.status.status_code is StatusCode.ERROR
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_an_answer_that_is_no_failure_is_no_error(
     database_url: str, telemetry: Telemetry
 ) -> None:
@@ -323,7 +324,7 @@ async def test_metrics_of_pools_and_transactions(database_url: str, telemetry: T
         assert metrics["db.client.connections.usage", "db", "used"].value == 0
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_comments_in_sql_can_name_the_current_span(
     database_url: str, telemetry: Telemetry
 ) -> None:
@@ -359,7 +360,7 @@ async def test_a_second_start_is_traced_once(database_url: str, telemetry: Telem
             router.reset()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_stream_that_is_returned_runs_after_its_span(
     database_url: str, telemetry: Telemetry
 ) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import transactional
 from sanic_db_bp.contrib import prometheus
+from tests.databases import on_postgresql, on_servers, on_sqlite
 from tests.processes import Process
 from tests.serving import serving
 from tests.shop import Item, Observer, Shop, checked_out, doom, eventually, make_app
@@ -137,7 +138,7 @@ async def test_reads_are_no_transactions(metered: Metered) -> None:
         assert metered.value("pool_hold_seconds_count", READ) == 1
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_transactions_that_run_again_are_counted(metered: Metered) -> None:
     """Two handlers collide; the loser is rolled back, runs again and is committed."""
     both_have_read = asyncio.Barrier(2)
@@ -183,7 +184,7 @@ async def test_connections_are_counted_while_they_are_open_and_in_use(metered: M
     assert metered.value("pool_connections", READ) == 0
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_connection_that_is_detached_is_no_longer_of_the_pool(metered: Metered) -> None:
     """Whoever takes it out of the pool for good has to close it."""
     async with serving(metered.app):
@@ -194,7 +195,7 @@ async def test_a_connection_that_is_detached_is_no_longer_of_the_pool(metered: M
         assert metered.value("pool_connections_in_use", WRITE) == 0
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_checkout_that_is_tried_again_counts_once(metered: Metered) -> None:
     """An app's own event may refuse a connection; SQLAlchemy takes another one then."""
     async with serving(metered.app):
@@ -213,7 +214,7 @@ async def test_a_checkout_that_is_tried_again_counts_once(metered: Metered) -> N
         assert metered.value("pool_connections_in_use", WRITE) == 0
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+@on_servers
 async def test_waits_are_timed_and_vain_ones_counted(database_url: str) -> None:
     """A pool of one: the second waits, the third gives up after POOL_TIMEOUT."""
     metered = Metered(database_url, pool_size=1, max_overflow=0, pool_timeout=0.3)
@@ -258,7 +259,7 @@ async def test_a_disposed_engine_goes_on_counting(metered: Metered) -> None:
         assert metered.value("pool_connections", WRITE) == 1
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_the_route_tells_the_metrics(database_url: str) -> None:
     """In the text format of Prometheus; the apps of a process share a registry."""
     registry = CollectorRegistry()

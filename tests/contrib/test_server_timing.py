@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from sanic_db_bp import AsyncReadSession, DatabaseBlueprint
 from sanic_db_bp.contrib import server_timing
+from tests.databases import on_sqlite
 from tests.serving import serving
 from tests.shop import Shop, make_app
 
@@ -100,7 +101,7 @@ async def test_a_statement_that_fails_counts(database_url: str) -> None:
         assert answer.headers["Server-Timing"].endswith('desc="1 query"')
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_simultaneous_requests_have_counters_of_their_own(database_url: str) -> None:
     """A statement counts for the request that has executed it."""
     async with serving(timed_app(database_url)) as client:
@@ -108,7 +109,7 @@ async def test_simultaneous_requests_have_counters_of_their_own(database_url: st
     assert [answer.json()[0] for answer in answers] == [2 * number for number in range(8)]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_what_a_dependency_executes_counts(database_url: str) -> None:
     """Dependencies are made before the middleware runs."""
     app = timed_app(database_url)
@@ -122,7 +123,7 @@ async def test_what_a_dependency_executes_counts(database_url: str) -> None:
         assert (await client.get("/dependent")).json() == 1
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_each_database_has_figures_of_its_own(database_url: str) -> None:
     """A database that is registered after the installation is observed all the same."""
     app = timed_app(database_url)

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from sanic_db_bp import ConfigurationError
 from sanic_db_bp.contrib import sql_comments
 from sanic_db_bp.contrib.sql_comments import _comment
+from tests.databases import on, on_every_driver, on_every_driver_of_servers, on_postgresql
 from tests.serving import serving
 from tests.shop import Item, Shop, make_app
 
@@ -25,7 +26,6 @@ OWN_STATEMENT = {
     "mysql": "SELECT info FROM information_schema.processlist WHERE id = connection_id()",
 }
 
-ON_SERVERS = ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql"]
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -59,7 +59,7 @@ async def comment_seen(
     return comment and f"/*{comment}"
 
 
-@pytest.mark.parametrize("database_url", ON_SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_the_server_is_told_application_and_route(database_url: str) -> None:
     """By default the comment is the same for every request of a route, whatever the driver."""
     comment = await comment_seen(database_url)
@@ -68,7 +68,7 @@ async def test_the_server_is_told_application_and_route(database_url: str) -> No
     )
 
 
-@pytest.mark.parametrize("database_url", ON_SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_other_keys_are_told_if_asked_for_in_order_of_their_names(
     database_url: str,
 ) -> None:
@@ -87,14 +87,14 @@ async def test_other_keys_are_told_if_asked_for_in_order_of_their_names(
     )
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 @pytest.mark.parametrize("sent", ["", "x", "00-1-2-3", f"{TRACEPARENT}*/"])
 async def test_a_traceparent_that_is_none_is_left_out(database_url: str, sent: str) -> None:
     """The header comes from the client, who may send anything."""
     assert await comment_seen(database_url, {"traceparent": sent}, keys=["traceparent"]) == ""
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_a_long_value_is_cut_off(database_url: str) -> None:
     """A client that sends a long request id does not make every statement long."""
     comment = await comment_seen(database_url, {"X-Request-ID": "r" * 5000}, keys=["request_id"])
@@ -169,7 +169,7 @@ STATEMENTS = [
 ]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", *ON_SERVERS], indirect=True)
+@on_every_driver
 async def test_statements_of_every_kind_work_with_comments(database_url: str) -> None:
     """Percent signs, semicolons, comments and many rows: the result is the same as without."""
     app = make_app(database_url)
@@ -189,7 +189,7 @@ async def test_statements_of_every_kind_work_with_comments(database_url: str) ->
             assert answer.text == '"tea"', statement.__name__
 
 
-@pytest.mark.parametrize("database_url", ON_SERVERS, indirect=True)
+@on_every_driver_of_servers
 async def test_outside_of_requests_there_is_no_comment(database_url: str) -> None:
     """Nothing is known of a background task but what the app says itself."""
     app = commenting_app(database_url)
@@ -197,7 +197,7 @@ async def test_outside_of_requests_there_is_no_comment(database_url: str) -> Non
         assert await own_statement(session) == OWN_STATEMENT[session.get_bind().dialect.name]
 
 
-@pytest.mark.parametrize("database_url", ["mariadb-asyncmy", "mariadb-aiomysql"], indirect=True)
+@on("mariadb", every_driver=True)
 async def test_many_rows_still_travel_together(database_url: str) -> None:
     """MySQL's drivers join the rows of executemany, unless something follows the values."""
     app = make_app(database_url)

@@ -1,0 +1,1 @@
+"""This package beside what people write by hand and beside its peers, measured in one run."""

@@ -1,0 +1,246 @@
+"""A server that is not heard of any more: nobody waits for it for ever.
+
+The kernel gives up on a peer that acknowledges nothing (see :func:`keep_alive`). A host that hangs,
+or a middlebox that lost its way, acknowledges and says nothing: who waits for long has the server
+asked over a new connection, and is cut off if that is not answered either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import event
+
+from .bridge import in_greenlet, run_in_bridge
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+logger = logging.getLogger("sanic.root.db")
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a statement that takes long."""
+
+ANSWER_WITHIN = 4.0
+"""Seconds that a server has to accept a new connection before it counts as gone."""
+
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 30, 10, 3
+"""Seconds without traffic before the kernel asks the peer, between its questions, and how many."""
+
+UNACKNOWLEDGED_WITHIN = 30
+"""Seconds after which what was sent must have been acknowledged, or the connection is closed."""
+
+_OPTIONS = {
+    "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+    "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+    "TCP_KEEPCNT": KEEPALIVE_COUNT,
+    "TCP_USER_TIMEOUT": UNACKNOWLEDGED_WITHIN * 1000,
+}
+
+
+def watch(engine: Engine, name: str, patience: float) -> None:
+    """See to it that no statement, COMMIT, ROLLBACK or close waits for a server that is gone.
+
+    Args:
+        engine: of a database that is reached over a network.
+        name: the database's name in logs.
+        patience: seconds that a statement may take before the server is asked whether it is there;
+            while it answers, the statement goes on.
+    """
+    server = _Server(engine, name, patience)
+    dialect: Any = engine.dialect
+    for method in ("do_execute", "do_execute_no_params", "do_executemany"):
+        setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_cursor))
+    for method in ("do_commit", "do_rollback", "do_close"):
+        setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_adapter))
+    event.listen(engine, "connect", _keep_alive)
+
+
+class _Server:
+    """What is known of the server of one engine, and who doubts that it is still there."""
+
+    def __init__(self, engine: Engine, name: str, patience: float) -> None:
+        self.patience = patience
+        # A cancelled timer keeps its context: that of a request would keep its body in memory.
+        self.context = Context()
+        self.doubting: set[_Watch] = set()
+        self._name = name
+        self._dialect = engine.dialect
+        self._way: tuple[Any, Any] = ((), {})
+        self._question: asyncio.Task[None] | None = None
+        event.listen(engine, "do_connect", self._remember)
+        event.listen(engine, "engine_disposed", self._stop_asking)
+
+    def _remember(self, _dialect: object, _record: object, args: Any, arguments: Any) -> None:
+        self._way = (args, arguments)
+
+    def _stop_asking(self, _engine: object) -> None:
+        if self._question is not None:
+            self._question.cancel()
+
+    def watched(
+        self, method: Callable[..., Any], connection_of: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
+        """Return the method of a dialect that is watched while it waits."""
+
+        def call(subject: Any, *args: Any) -> Any:
+            if not in_greenlet():
+                # The garbage collector cleans up: nothing can wait here.
+                return method(subject, *args)
+            watch = _Watch(self, subject, connection_of)
+            try:
+                return method(subject, *args)
+            finally:
+                watch.end()
+
+        return call
+
+    def ask(self, watch: _Watch) -> None:
+        """Find out whether the server is there; all who doubt it get the same answer."""
+        self.doubting.add(watch)
+        if self._question is None:
+            loop = asyncio.get_running_loop()
+            self._question = loop.create_task(self._ask(), context=Context())
+            self._question.add_done_callback(self._answered)
+
+    async def _ask(self) -> None:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            await run_in_bridge(self._connect)
+
+    def _connect(self) -> None:
+        args, arguments = self._way
+        # Not of the pool, which may be full of those who wait.
+        self._dialect.do_terminate(self._dialect.connect(*args, **arguments))
+
+    def _answered(self, question: asyncio.Task[None]) -> None:
+        self._question = None
+        doubting = self.doubting.copy()
+        self.doubting.clear()
+        if question.cancelled():
+            return
+        gone = isinstance(question.exception(), OSError)
+        if gone and doubting:
+            logger.error(
+                "The database '%s' has not answered for %g s, and does not answer a new connection "
+                "either: connections in use are cut: %d",
+                self._name,
+                self.patience,
+                len(doubting),
+            )
+        for watch in doubting:
+            if gone:
+                watch.cut()
+            else:
+                watch.be_patient()
+
+
+class _Watch:
+    """Watches one call that waits for the server."""
+
+    __slots__ = (
+        "_cancellations",
+        "_connection_of",
+        "_let_go",
+        "_patient_until",
+        "_server",
+        "_subject",
+        "_task",
+        "_timer",
+    )
+
+    def __init__(self, server: _Server, subject: Any, connection_of: Callable[[Any], Any]) -> None:
+        self._server = server
+        self._subject = subject
+        self._connection_of = connection_of
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancellations = self._task.cancelling()
+        self._let_go = False
+        self.be_patient()
+
+    def be_patient(self) -> None:
+        """Wait as long again."""
+        self._patient_until = asyncio.get_running_loop().time() + self._server.patience
+        self._look_again()
+
+    def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        seconds = min(LOOK_EVERY, self._patient_until - loop.time())
+        self._timer = loop.call_later(max(0, seconds), self._look, context=self._server.context)
+
+    def _look(self) -> None:
+        if self._let_go:
+            # A driver that was cancelled, and waits for the server all the same.
+            self._task.cancel()
+            self._task.uncancel()
+            self.cut()
+        elif asyncio.get_running_loop().time() >= self._patient_until:
+            self._server.ask(self)
+        else:
+            self._let_go = self._task.cancelling() > self._cancellations
+            self._look_again()
+
+    def cut(self) -> None:
+        """Cut the connection: the driver's own error ends the call."""
+        cut(self._connection_of(self._subject))
+
+    def end(self) -> None:
+        """The call has returned."""
+        self._timer.cancel()
+        self._server.doubting.discard(self)
+
+
+def _connection_of_cursor(cursor: Any) -> Any:
+    return cursor._adapt_connection.driver_connection
+
+
+def _connection_of_adapter(adapter: Any) -> Any:
+    return adapter.driver_connection
+
+
+def cut(driver_connection: Any) -> None:
+    """Close a connection's socket as the other side would, whatever its driver waits for."""
+    own = socket_of(driver_connection)
+    if own is not None:
+        with own, suppress(OSError):
+            own.shutdown(socket.SHUT_RDWR)
+
+
+def _keep_alive(dbapi_connection: Any, _record: object) -> None:
+    own = None if _has_libpq(dbapi_connection) else socket_of(dbapi_connection.driver_connection)
+    if own is None:
+        return
+    with own:
+        if own.family in (socket.AF_INET, socket.AF_INET6):
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _OPTIONS.items():
+                # Not every system has every one.
+                if hasattr(socket, option):
+                    own.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _has_libpq(dbapi_connection: Any) -> bool:
+    # It sets the options itself, from the connect arguments.
+    return hasattr(dbapi_connection.driver_connection, "pgconn")
+
+
+def socket_of(driver_connection: Any) -> socket.socket | None:
+    """Return a socket object of our own for a connection's socket, or None if it has none."""
+    descriptor = -1
+    if hasattr(driver_connection, "pgconn"):
+        if not driver_connection.closed:
+            descriptor = driver_connection.fileno()
+    else:
+        writer = getattr(driver_connection, "_writer", None)
+        transport = getattr(driver_connection, "_transport", None) or getattr(
+            writer, "transport", None
+        )
+        if transport is not None and not transport.is_closing():
+            descriptor = transport.get_extra_info("socket").fileno()
+    return None if descriptor < 0 else socket.socket(fileno=os.dup(descriptor))
