@@ -8,6 +8,7 @@ import pytest
 
 from sanic_db_bp.contrib.migrations.lock import migration_lock
 from tests.contrib.migrated import PATIENCE, Commands, make_app, run, with_migrations, write
+from tests.databases import on, on_servers
 from tests.shop import Observer, Shop
 
 
@@ -29,7 +30,7 @@ def migrations_of(app: Shop) -> Any:
     return app.ctx.db.find_pending.__self__
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+@on_servers
 async def test_waiting_for_the_lock_has_an_end(
     tmp_path: Path, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,9 +44,7 @@ async def test_waiting_for_the_lock_has_an_end(
     await run(app, "db-upgrade")
 
 
-@pytest.mark.parametrize(
-    "database_url", ["postgresql-asyncpg", "postgresql-psycopg"], indirect=True
-)
+@on("postgresql", every_driver=True)
 async def test_an_index_is_built_concurrently_while_others_wait(
     tmp_path: Path, database_url: str
 ) -> None:

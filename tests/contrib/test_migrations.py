@@ -20,6 +20,7 @@ from tests.contrib.migrated import (
     with_migrations,
     write,
 )
+from tests.databases import on_servers
 from tests.shop import Base, Observer, Shop
 
 SECRET = "s3cr3t-pass"
@@ -208,7 +209,7 @@ async def test_an_unknown_revision_is_named(
     assert capsys.readouterr().out.endswith("(head), by hand\n")
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+@on_servers
 async def test_a_migration_may_take_longer_than_a_request(
     tmp_path: Path, database_url: str
 ) -> None:
