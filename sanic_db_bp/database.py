@@ -278,6 +278,7 @@ class Database:
     ) -> AsyncIterator[UnitOfWork]:
         """Open a unit of work for a block, with all its sessions; see :meth:`session`."""
         unit = self.unit_of_work(isolation_level=isolation_level, plain=plain)
+        unit.task = asyncio.current_task()
         token = enter_block(self.name, unit)
         try:
             yield unit

@@ -24,7 +24,7 @@ logger = logging.getLogger("sanic.root.db")
 
 F = TypeVar("F", bound=Callable[..., Any])
 Handler = Callable[..., Any]
-Provider = Callable[[Request], Any]
+Provider = Callable[[Scope], Any]
 
 LONGEST_PAUSE = 1.0
 """Seconds that a handler waits at most before it runs again."""
@@ -83,9 +83,11 @@ class Plan:
         """Whether calls run in the bridge, or are just watched."""
         return self.uses_sessions or bool(self.providers) or self.transaction != AS_SET
 
-    async def arguments_again(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+    async def arguments_again(
+        self, request: Request, scope: Scope, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the injected arguments for another run, with sessions of its own."""
-        own = {name: provide(request) for name, provide in self.providers.items()}
+        own = {name: provide(scope) for name, provide in self.providers.items()}
         if self.dependencies is None:
             return own
         return {**own, **await self.dependencies(request, kwargs)}
@@ -173,10 +175,10 @@ async def _run(
     kwargs: dict[str, Any],
 ) -> Any:
     for name, provide in plan.providers.items():
-        kwargs[name] = provide(request)
+        kwargs[name] = provide(scope)
     if not plan.dependency_names <= kwargs.keys():
         # The HEAD of a class-based view, which sanic-ext does not look for.
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
     retries = plan.transaction.retries
     while True:
         try:
@@ -200,7 +202,7 @@ async def _run(
         for unit in scope.units.values():
             unit.database.retried()
         scope.handling = True
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
 
 
 def _may_run_again(request: ScopedRequest, scope: Scope, error: BaseException) -> bool:
@@ -324,7 +326,7 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
         scope.handling = False
         scope.websocket = True
         for name, provide in plan.providers.items():
-            kwargs.setdefault(name, provide(request))
+            kwargs.setdefault(name, provide(scope))
         return await handler(request, *args, **kwargs)
 
     result = functools.update_wrapper(call, handler)

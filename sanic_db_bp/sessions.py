@@ -46,6 +46,9 @@ WAITS_FOR_DATABASE = (
 CHANGES_SESSION = ("add", "add_all", "delete", "delete_all", "merge", "merge_all", "refresh")
 ENDS_SESSION = ("close", "reset", "invalidate")
 
+BUFFERED = {"prebuffer_rows": True}
+"""As SQLAlchemy's asyncio sessions read: a result has no rows to wait for."""
+
 STILL_IN_USE = 2.0
 """Seconds that the end of a unit of work waits for another task that still uses its session.
 
@@ -94,6 +97,7 @@ class SessionUse:
         "_isolation_level",
         "_session",
         "finished",
+        "made",
         "unit",
         "used_by",
     )
@@ -104,6 +108,7 @@ class SessionUse:
         self.unit = unit
         self.used_by: asyncio.Task[Any] | None = None
         self.finished = False
+        self.made = False
         self._factory = factory
         self._isolation_level = isolation_level
         self._session: Session | None = None
@@ -118,10 +123,15 @@ class SessionUse:
 
     @property
     def session(self) -> Session:
-        """The plain form, made when it is first asked for."""
+        """The plain form: an empty shell until it is first used."""
         if self._session is None:
-            self._session = self._factory.make(self, self._isolation_level)
+            self._session = self._factory.shell(self)
         return self._session
+
+    def make(self, shell: Session) -> None:
+        """Turn the shell into a session."""
+        self.made = True
+        self._factory.make(shell, self._isolation_level)
 
     @property
     def async_session(self) -> AsyncSession:
@@ -133,7 +143,7 @@ class SessionUse:
     @property
     def begun(self) -> bool:
         """Whether a transaction is under way."""
-        return self._session is not None and self._session.in_transaction()
+        return self.made and self._session is not None and self._session.in_transaction()
 
     def enter(self) -> None:
         """Reserve the session for the current task.
@@ -176,7 +186,7 @@ class SessionUse:
         try:
             if self.used_by is not None and not self._wait_until_free():
                 self.discard()
-            elif session.in_transaction() or session.identity_map:
+            elif self.made and (session.in_transaction() or session.identity_map):
                 session.close()
         except BaseException as error:
             if self.used_by is not None:
@@ -216,6 +226,40 @@ class SessionUse:
         await asyncio.wait({self._freed}, timeout=STILL_IN_USE)
 
 
+def _directly(method: Callable[..., Any]) -> Any:
+    @wraps(method)
+    async def call(self: AsyncSession, *args: Any, **kwargs: Any) -> Any:
+        if in_greenlet():
+            return getattr(self.sync_session, method.__name__)(*args, **kwargs)
+        return await method(self, *args, **kwargs)
+
+    return call
+
+
+class DirectAsyncSession(AsyncSession):
+    """An AsyncSession that calls its plain session without a greenlet of its own.
+
+    In the bridge the code runs in one already; elsewhere it is SQLAlchemy's own.
+    """
+
+    async def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """See ``AsyncSession.execute``."""
+        if options or not in_greenlet():
+            return await super().execute(statement, params, **options)
+        return self.sync_session.execute(statement, params, execution_options=BUFFERED)
+
+    scalar = _directly(AsyncSession.scalar)
+    get = _directly(AsyncSession.get)
+    get_one = _directly(AsyncSession.get_one)
+    refresh = _directly(AsyncSession.refresh)
+    merge = _directly(AsyncSession.merge)
+    delete = _directly(AsyncSession.delete)
+    flush = _directly(AsyncSession.flush)
+    commit = _directly(AsyncSession.commit)
+    rollback = _directly(AsyncSession.rollback)
+    close = _directly(AsyncSession.close)
+
+
 class SessionFactory:
     """Makes the sessions of one engine.
 
@@ -239,16 +283,22 @@ class SessionFactory:
         self.database = database
         self._engine = engine
         self.session_class = _guarded_class(session_class)
-        self._async_session_class = async_session_class
+        self._shell_class = _shell_class(self.session_class)
+        self._async_session_class = _direct_class(async_session_class)
         self._expire_on_commit = expire_on_commit
 
-    def make(self, use: SessionUse, isolation_level: str | None) -> Session:
-        """Return a new session that reports to the given use."""
-        session = self.session_class(
-            self._bind(isolation_level), expire_on_commit=self._expire_on_commit
-        )
+    def shell(self, use: SessionUse) -> Session:
+        """Return a new session that reports to the given use, and is made at its first use."""
+        session = self._shell_class.__new__(self._shell_class)
         session.__dict__["unit_of_work_use"] = use
         return session
+
+    def make(self, shell: Session, isolation_level: str | None) -> None:
+        """Make the session that a shell stands for."""
+        shell.__class__ = self.session_class
+        self.session_class.__init__(
+            shell, self._bind(isolation_level), expire_on_commit=self._expire_on_commit
+        )
 
     def make_async(self, session: Session) -> AsyncSession:
         """Return the asyncio form of a session."""
@@ -284,6 +334,27 @@ def _guarded_class(session_class: type[S]) -> type[S]:
         event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
         event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
+
+
+def _shell_class(guarded: type[S]) -> type[S]:
+    """Return the class of sessions that cost nothing until they are used."""
+
+    def make_first(self: Any, name: str) -> Any:
+        use_of(self).make(self)
+        return getattr(self, name)
+
+    methods = {"__module__": guarded.__module__, "__getattr__": make_first}
+    return cast(type[S], type(guarded.__name__, (guarded,), methods))
+
+
+def _direct_class(async_session_class: type[AsyncSession]) -> type[AsyncSession]:
+    """Return the class of asyncio sessions that need no greenlet of their own in the bridge."""
+    bases: tuple[type, ...] = (DirectAsyncSession,)
+    if async_session_class is not AsyncSession:
+        # What the class itself overrides comes first.
+        bases = (async_session_class, DirectAsyncSession)
+    methods = {"__module__": async_session_class.__module__}
+    return cast(type[AsyncSession], type(async_session_class.__name__, bases, methods))
 
 
 def _alone(method: Callable[..., Any]) -> Callable[..., Any]:

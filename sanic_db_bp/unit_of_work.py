@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -64,7 +64,8 @@ class UnitOfWork:
         self.database = database
         self.isolation_level = isolation_level
         self.plain = plain
-        self.task = asyncio.current_task()
+        self.task: asyncio.Task[Any] | None = None
+        """The task of the block that it was opened for."""
         self.finished = False
         self.commits = 0
         self._write: SessionUse | None = None
