@@ -13,7 +13,7 @@ from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import AsyncReadSession, Database, ReadSession, on_commit, transactional
+from sanic_db_bp import AsyncReadSession, ReadSession, on_commit, transactional
 
 from .data import count_rows
 from .live import announce
@@ -119,9 +119,3 @@ async def delete_note(request: Request, note_id: str, session: Session) -> HTTPR
         raise Forbidden("This note is somebody else's")
     session.delete(note)
     return empty()
-
-
-@bp.get("/health")
-async def health(request: Request, db: Database) -> HTTPResponse:
-    await db.ping()
-    return json({"database": db.engine.dialect.name, "pool": db.pool_status()})
