@@ -416,4 +416,6 @@ def messages() -> list[str]:
 def text_of(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) for part in node.values)
-    return re.sub("%[rs]", "…", str(node.value)) if isinstance(node, ast.Constant) else "…"
+    if isinstance(node, ast.Constant):
+        return re.sub(r"%[.\d]*[dfgrs]", "…", str(node.value))
+    return "…"
