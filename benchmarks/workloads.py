@@ -159,7 +159,7 @@ SQLITE = [
 ]
 
 READ_GROWS = Workload("", "", READ, ("usual", "session", "read_session"))
-PLAIN_GROWS = Workload("", "", PLAIN, ("plain", "session"))
+PLAIN_GROWS = Workload("", "", PLAIN, ("plain", "usual", "session"))
 
 
 GROWTH = [
