@@ -101,6 +101,7 @@ class Database:
         self._classes = session_class, async_session_class
         self._read_classes = read_session_class, async_read_session_class
         self.workers = workers
+        # Set by the MigrationsBlueprint.
         self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None

@@ -69,7 +69,7 @@ class HealthBlueprint(Blueprint):
         self._names = databases
         for name, handler in (("live", _live), ("ready", self._make_ready())):
             self.add_route(openapi.exclude(not documented)(handler), f"/{name}", name=name)
-        self.before_server_start(self._check_configuration)
+        self.listener("before_server_start")(self._check_configuration)
 
     def _make_ready(self) -> Any:
         async def ready(request: Request) -> HTTPResponse:
@@ -146,8 +146,6 @@ async def _check(database: Database, *, at_head: bool) -> Reason | None:
     """Ask a database; returns why it is not ready, in words that give nothing away."""
     try:
         async with _engine(database).connect() as connection:
-            # One round trip, and in SQLite no lock.
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.execute(text("SELECT 1"))
             if at_head and await database.pending_migrations(connection):
                 return "migrations_pending"
