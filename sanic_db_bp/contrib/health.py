@@ -69,7 +69,8 @@ class HealthBlueprint(Blueprint):
         self._names = databases
         for name, handler in (("live", _live), ("ready", self._make_ready())):
             self.add_route(openapi.exclude(not documented)(handler), f"/{name}", name=name)
-        self.before_server_start(self._check_configuration)
+        # As a decorator: Sanic ignores a bound method that is passed at once.
+        self.listener("before_server_start")(self._check_configuration)
 
     def _make_ready(self) -> Any:
         async def ready(request: Request) -> HTTPResponse:

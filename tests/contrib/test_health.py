@@ -169,6 +169,7 @@ async def test_what_cannot_be_asked_stops_the_start(tmp_path: Path) -> None:
 async def test_the_routes_are_documented_if_asked_for(documented: bool) -> None:
     """The OpenAPI document of the app has them only then."""
     app = with_health(make_app("sqlite://"), documented=documented)
+    app.config.OAS = True
     async with serving(app) as client:
         paths = (await client.get("/docs/openapi.json")).json()["paths"]
         assert ("/health/ready" in paths) is documented
