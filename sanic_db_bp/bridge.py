@@ -16,7 +16,6 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
-from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 from sqlalchemy.util import await_only
@@ -41,9 +40,9 @@ async def run_in_bridge(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await _run(partial(function, *args, **kwargs))
 
 
-async def bridged(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine in whose own frames a plain ``Session`` may be used."""
-    return await _run(partial(_step_to_end, coroutine))
+def bridged(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine in whose own frames a plain ``Session`` may be used."""
+    return _run(partial(_step_to_end, coroutine))
 
 
 class _Worker(greenlet):
@@ -280,12 +279,13 @@ def run_uninterrupted(function: Callable[[], T], *, within: float) -> T:
         worker.uninterrupted_within = None
 
 
-_held_back: WeakSet[asyncio.Task[Any]] = WeakSet()
+_held_back: set[asyncio.Task[Any]] = set()
 
 
 def _deliver_again(cancellations: int) -> None:
     task = cast("asyncio.Task[Any]", asyncio.current_task())
     _held_back.add(task)
+    task.add_done_callback(_held_back.discard)
     for _ in range(cancellations):
         task.uncancel()
         task.cancel()

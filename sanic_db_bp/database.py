@@ -101,6 +101,7 @@ class Database:
         self._classes = session_class, async_session_class
         self._read_classes = read_session_class, async_read_session_class
         self.workers = workers
+        # Set by the MigrationsBlueprint.
         self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None
@@ -277,6 +278,7 @@ class Database:
     ) -> AsyncIterator[UnitOfWork]:
         """Open a unit of work for a block, with all its sessions; see :meth:`session`."""
         unit = self.unit_of_work(isolation_level=isolation_level, plain=plain)
+        unit.task = asyncio.current_task()
         token = enter_block(self.name, unit)
         try:
             yield unit

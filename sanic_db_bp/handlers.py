@@ -24,7 +24,7 @@ logger = logging.getLogger("sanic.root.db")
 
 F = TypeVar("F", bound=Callable[..., Any])
 Handler = Callable[..., Any]
-Provider = Callable[[Request], Any]
+Provider = Callable[[Scope], Any]
 
 LONGEST_PAUSE = 1.0
 """Seconds that a handler waits at most before it runs again."""
@@ -83,9 +83,11 @@ class Plan:
         """Whether calls run in the bridge, or are just watched."""
         return self.uses_sessions or bool(self.providers) or self.transaction != AS_SET
 
-    async def arguments_again(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+    async def arguments_again(
+        self, request: Request, scope: Scope, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the injected arguments for another run, with sessions of its own."""
-        own = {name: provide(request) for name, provide in self.providers.items()}
+        own = {name: provide(scope) for name, provide in self.providers.items()}
         if self.dependencies is None:
             return own
         return {**own, **await self.dependencies(request, kwargs)}
@@ -126,15 +128,15 @@ def _watched(wrapped: Wrapped) -> Handler:
     handler = wrapped.original
 
     async def call(request: Any, *args: Any, **kwargs: Any) -> Any:
-        request._handled_in = task = asyncio.current_task()
+        request._handling = True
         if request.units_of_work is not None:
-            request.units_of_work.reached(task)
+            request.units_of_work.reached()
         try:
             response = handler(request, *args, **kwargs)
             if isawaitable(response):
                 response = await response
         except BaseException as error:
-            request._handled_in = None
+            request._handling = False
             if request.units_of_work is None:
                 raise
             await run_in_bridge(_failed, request, request.units_of_work, error)
@@ -142,7 +144,7 @@ def _watched(wrapped: Wrapped) -> Handler:
         if isinstance(response, ResponseStream):
             _keep_open(request, response)
             return response
-        request._handled_in = None
+        request._handling = False
         if request.units_of_work is not None:
             await run_in_bridge(_finished, request, request.units_of_work, response)
         return response
@@ -154,9 +156,9 @@ def _in_bridge(wrapped: Wrapped) -> Handler:
     """For a handler that asks for a session, or for something that has one."""
 
     def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        request._handled_in = task = asyncio.current_task()
+        request._handling = True
         scope = request.scoped()
-        scope.reached(task)
+        scope.reached()
         plan = wrapped.plan(request)
         plan.prepare(scope)
         return bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
@@ -173,10 +175,10 @@ async def _run(
     kwargs: dict[str, Any],
 ) -> Any:
     for name, provide in plan.providers.items():
-        kwargs[name] = provide(request)
+        kwargs[name] = provide(scope)
     if not plan.dependency_names <= kwargs.keys():
         # The HEAD of a class-based view, which sanic-ext does not look for.
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
     retries = plan.transaction.retries
     while True:
         try:
@@ -200,7 +202,7 @@ async def _run(
         for unit in scope.units.values():
             unit.database.retried()
         scope.handling = True
-        kwargs.update(await plan.arguments_again(request, kwargs))
+        kwargs.update(await plan.arguments_again(request, scope, kwargs))
 
 
 def _may_run_again(request: ScopedRequest, scope: Scope, error: BaseException) -> bool:
@@ -245,6 +247,8 @@ def _succeeded(request: ScopedRequest, scope: Scope, response: Any) -> Any:
         scope.finish(good=_is_good(request, response))
     finally:
         scope.handling = False
+    if not request.responded:
+        request.unscoped()
     return response
 
 
@@ -286,12 +290,12 @@ def _keep_open(request: Any, response: ResponseStream) -> None:
         try:
             await stream(target)
         except BaseException as error:
-            request._handled_in = None
+            request._handling = False
             if request.units_of_work is None:
                 raise
             _failed(request, request.units_of_work, error)
             return
-        request._handled_in = None
+        request._handling = False
         if request.units_of_work is not None:
             _finish_stream(request, request.units_of_work, response)
 
@@ -319,12 +323,12 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
 
     async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
         scope = scope_of(request)
-        scope.reached(asyncio.current_task())
+        scope.reached()
         await run_in_bridge(scope.finish, good=True)
         scope.handling = False
         scope.websocket = True
         for name, provide in plan.providers.items():
-            kwargs.setdefault(name, provide(request))
+            kwargs.setdefault(name, provide(scope))
         return await handler(request, *args, **kwargs)
 
     result = functools.update_wrapper(call, handler)

@@ -78,9 +78,9 @@ class Injectables:
         wanted = without_none(annotation)
         if wanted in self.sessions:
             database, form = self.sessions[wanted]
-            return lambda request: getattr(scope_of(request).unit(database), form)
+            return lambda scope: getattr(scope.unit(database), form)
         if wanted in self.objects:
-            return lambda request: self.object(wanted)
+            return lambda _: self.object(wanted)
         return None
 
     def object(self, object_class: type) -> object:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
@@ -64,24 +65,27 @@ def watch(engine: Engine, name: str, patience: float) -> None:
 
 
 class _Server:
-    """What is known of the server of one engine, and who doubts that it is still there."""
+    """What is known of the server of one engine, and who waits for it."""
 
     def __init__(self, engine: Engine, name: str, patience: float) -> None:
-        self.patience = patience
-        # A cancelled timer keeps its context: that of a request would keep its body in memory.
-        self.context = Context()
-        self.doubting: set[_Watch] = set()
+        self._patience = patience
         self._name = name
         self._dialect = engine.dialect
+        self._waiting: set[_Watch] = set()
+        self._doubting: set[_Watch] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._way: tuple[Any, Any] = ((), {})
         self._question: asyncio.Task[None] | None = None
         event.listen(engine, "do_connect", self._remember)
-        event.listen(engine, "engine_disposed", self._stop_asking)
+        event.listen(engine, "engine_disposed", self._stop)
 
     def _remember(self, _dialect: object, _record: object, args: Any, arguments: Any) -> None:
         self._way = (args, arguments)
 
-    def _stop_asking(self, _engine: object) -> None:
+    def _stop(self, _engine: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._question is not None:
             self._question.cancel()
 
@@ -94,23 +98,44 @@ class _Server:
             if not in_greenlet():
                 # The garbage collector cleans up: nothing can wait here.
                 return method(subject, *args)
-            watch = _Watch(self, subject, connection_of)
+            watch = _Watch(subject, connection_of)
+            self._waiting.add(watch)
+            if self._timer is None:
+                self._look_later()
             try:
                 return method(subject, *args)
             finally:
-                watch.end()
+                self._waiting.discard(watch)
 
         return call
 
-    def ask(self, watch: _Watch) -> None:
+    def _look_later(self) -> None:
+        # One timer for all, in an empty context: a timer outlives its cancellation, and in the
+        # context of a request would keep its body in memory.
+        self._timer = asyncio.get_running_loop().call_later(
+            min(LOOK_EVERY, self._patience), self._look, context=Context()
+        )
+
+    def _look(self) -> None:
+        self._timer = None
+        now = monotonic()
+        for watch in self._waiting.copy():
+            if watch.lets_go():
+                watch.cut()
+            elif now >= watch.since + self._patience:
+                self._ask(watch)
+        if self._waiting:
+            self._look_later()
+
+    def _ask(self, watch: _Watch) -> None:
         """Find out whether the server is there; all who doubt it get the same answer."""
-        self.doubting.add(watch)
+        self._doubting.add(watch)
         if self._question is None:
             loop = asyncio.get_running_loop()
-            self._question = loop.create_task(self._ask(), context=Context())
+            self._question = loop.create_task(self._connect_within_bound(), context=Context())
             self._question.add_done_callback(self._answered)
 
-    async def _ask(self) -> None:
+    async def _connect_within_bound(self) -> None:
         async with asyncio.timeout(ANSWER_WITHIN):
             await run_in_bridge(self._connect)
 
@@ -121,79 +146,51 @@ class _Server:
 
     def _answered(self, question: asyncio.Task[None]) -> None:
         self._question = None
-        doubting = self.doubting.copy()
-        self.doubting.clear()
+        waiting = self._doubting & self._waiting
+        self._doubting.clear()
         if question.cancelled():
             return
         gone = isinstance(question.exception(), OSError)
-        if gone and doubting:
+        if gone and waiting:
             logger.error(
                 "The database '%s' has not answered for %g s, and does not answer a new connection "
                 "either: connections in use are cut: %d",
                 self._name,
-                self.patience,
-                len(doubting),
+                self._patience,
+                len(waiting),
             )
-        for watch in doubting:
+        for watch in waiting:
             if gone:
                 watch.cut()
             else:
-                watch.be_patient()
+                watch.since = monotonic()
 
 
 class _Watch:
-    """Watches one call that waits for the server."""
+    """One call that waits for the server."""
 
-    __slots__ = (
-        "_cancellations",
-        "_connection_of",
-        "_let_go",
-        "_patient_until",
-        "_server",
-        "_subject",
-        "_task",
-        "_timer",
-    )
+    __slots__ = ("_cancellations", "_cancelled", "_connection_of", "_subject", "_task", "since")
 
-    def __init__(self, server: _Server, subject: Any, connection_of: Callable[[Any], Any]) -> None:
-        self._server = server
+    def __init__(self, subject: Any, connection_of: Callable[[Any], Any]) -> None:
         self._subject = subject
         self._connection_of = connection_of
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancellations = self._task.cancelling()
-        self._let_go = False
-        self.be_patient()
+        self._cancelled = False
+        self.since = monotonic()
 
-    def be_patient(self) -> None:
-        """Wait as long again."""
-        self._patient_until = asyncio.get_running_loop().time() + self._server.patience
-        self._look_again()
-
-    def _look_again(self) -> None:
-        loop = asyncio.get_running_loop()
-        seconds = min(LOOK_EVERY, self._patient_until - loop.time())
-        self._timer = loop.call_later(max(0, seconds), self._look, context=self._server.context)
-
-    def _look(self) -> None:
-        if self._let_go:
-            # A driver that was cancelled, and waits for the server all the same.
+    def lets_go(self) -> bool:
+        """Whether the driver was cancelled before the last look, and waits all the same."""
+        if self._cancelled:
             self._task.cancel()
             self._task.uncancel()
-            self.cut()
-        elif asyncio.get_running_loop().time() >= self._patient_until:
-            self._server.ask(self)
-        else:
-            self._let_go = self._task.cancelling() > self._cancellations
-            self._look_again()
+            return True
+        self._cancelled = self._task.cancelling() > self._cancellations
+        return False
 
     def cut(self) -> None:
         """Cut the connection: the driver's own error ends the call."""
         cut(self._connection_of(self._subject))
-
-    def end(self) -> None:
-        """The call has returned."""
-        self._timer.cancel()
-        self._server.doubting.discard(self)
 
 
 def _connection_of_cursor(cursor: Any) -> Any:

@@ -46,6 +46,9 @@ WAITS_FOR_DATABASE = (
 CHANGES_SESSION = ("add", "add_all", "delete", "delete_all", "merge", "merge_all", "refresh")
 ENDS_SESSION = ("close", "reset", "invalidate")
 
+BUFFERED = {"prebuffer_rows": True}
+"""As SQLAlchemy's asyncio sessions read: a result has no rows to wait for."""
+
 STILL_IN_USE = 2.0
 """Seconds that the end of a unit of work waits for another task that still uses its session.
 
@@ -94,6 +97,7 @@ class SessionUse:
         "_isolation_level",
         "_session",
         "finished",
+        "made",
         "unit",
         "used_by",
     )
@@ -103,7 +107,8 @@ class SessionUse:
     ) -> None:
         self.unit = unit
         self.used_by: asyncio.Task[Any] | None = None
-        self.finished = False
+        self.finished = unit.finished
+        self.made = False
         self._factory = factory
         self._isolation_level = isolation_level
         self._session: Session | None = None
@@ -118,10 +123,16 @@ class SessionUse:
 
     @property
     def session(self) -> Session:
-        """The plain form, made when it is first asked for."""
+        """The plain form: an empty shell until it is first used."""
         if self._session is None:
-            self._session = self._factory.make(self, self._isolation_level)
+            self._session = self._factory.shell(self)
         return self._session
+
+    def make(self, shell: Session) -> None:
+        """Turn the shell into a session."""
+        self.made = True
+        self.unit.began()
+        self._factory.make(shell, self._isolation_level)
 
     @property
     def async_session(self) -> AsyncSession:
@@ -133,7 +144,7 @@ class SessionUse:
     @property
     def begun(self) -> bool:
         """Whether a transaction is under way."""
-        return self._session is not None and self._session.in_transaction()
+        return self.made and self._session is not None and self._session.in_transaction()
 
     def enter(self) -> None:
         """Reserve the session for the current task.
@@ -165,12 +176,14 @@ class SessionUse:
 
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""
-        if self._session is not None and not self.finished:
-            try:
-                self._close(self._session)
-            finally:
-                self._forget()
-        self.finished = True
+        try:
+            if self.made and not self.finished:
+                self._close(self.session)
+        finally:
+            # Nothing may keep the other alive until the garbage collector comes by.
+            self.finished = True
+            self._session = self._async_session = None
+            self._connections.clear()
 
     def _close(self, session: Session) -> None:
         try:
@@ -186,12 +199,6 @@ class SessionUse:
                 raise
             # The transaction is gone all the same; its own error matters more than this one.
             logger.error("%s: ROLLBACK failed, the connection was cut: %s", self.database, error)
-
-    def _forget(self) -> None:
-        # Nothing may keep the other alive until the garbage collector comes by.
-        self.finished = True
-        self._session = self._async_session = None
-        self._connections.clear()
 
     def discard(self) -> None:
         """Cut the connection; its place in the pool is free again."""
@@ -214,6 +221,40 @@ class SessionUse:
         assert self._freed is not None
         self.used_by.cancel()
         await asyncio.wait({self._freed}, timeout=STILL_IN_USE)
+
+
+def _directly(method: Callable[..., Any]) -> Any:
+    @wraps(method)
+    async def call(self: AsyncSession, *args: Any, **kwargs: Any) -> Any:
+        if in_greenlet():
+            return getattr(self.sync_session, method.__name__)(*args, **kwargs)
+        return await method(self, *args, **kwargs)
+
+    return call
+
+
+class DirectAsyncSession(AsyncSession):
+    """An AsyncSession that calls its plain session without a greenlet of its own.
+
+    In the bridge the code runs in one already; elsewhere it is SQLAlchemy's own.
+    """
+
+    async def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """See ``AsyncSession.execute``."""
+        if options or not in_greenlet():
+            return await super().execute(statement, params, **options)
+        return self.sync_session.execute(statement, params, execution_options=BUFFERED)
+
+    scalar = _directly(AsyncSession.scalar)
+    get = _directly(AsyncSession.get)
+    get_one = _directly(AsyncSession.get_one)
+    refresh = _directly(AsyncSession.refresh)
+    merge = _directly(AsyncSession.merge)
+    delete = _directly(AsyncSession.delete)
+    flush = _directly(AsyncSession.flush)
+    commit = _directly(AsyncSession.commit)
+    rollback = _directly(AsyncSession.rollback)
+    close = _directly(AsyncSession.close)
 
 
 class SessionFactory:
@@ -239,16 +280,22 @@ class SessionFactory:
         self.database = database
         self._engine = engine
         self.session_class = _guarded_class(session_class)
-        self._async_session_class = async_session_class
+        self._shell_class = _shell_class(self.session_class)
+        self._async_session_class = _direct_class(async_session_class)
         self._expire_on_commit = expire_on_commit
 
-    def make(self, use: SessionUse, isolation_level: str | None) -> Session:
-        """Return a new session that reports to the given use."""
-        session = self.session_class(
-            self._bind(isolation_level), expire_on_commit=self._expire_on_commit
-        )
+    def shell(self, use: SessionUse) -> Session:
+        """Return a new session that reports to the given use, and is made at its first use."""
+        session = self._shell_class.__new__(self._shell_class)
         session.__dict__["unit_of_work_use"] = use
         return session
+
+    def make(self, shell: Session, isolation_level: str | None) -> None:
+        """Make the session that a shell stands for."""
+        shell.__class__ = self.session_class
+        self.session_class.__init__(
+            shell, self._bind(isolation_level), expire_on_commit=self._expire_on_commit
+        )
 
     def make_async(self, session: Session) -> AsyncSession:
         """Return the asyncio form of a session."""
@@ -268,15 +315,12 @@ def use_of(session: Session) -> SessionUse:
 
 
 def _guarded_class(session_class: type[S]) -> type[S]:
-    methods: dict[str, Any] = {"__module__": session_class.__module__}
-    methods["begin"] = _joining(session_class.begin)
-    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
-    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
-    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
-    for name in ENDS_SESSION:
-        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
-        methods[name] = _unless_finished(ends)
-    guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
+    namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
+    bases: tuple[type, ...] = (session_class,)
+    if session_class is not Session:
+        # What a subclass adds may call super().execute(), which passes by its own guards.
+        bases = (session_class, type("Session", (Session,), _guarded_methods(Session)))
+    guarded = cast(type[S], type(session_class.__name__, bases, namespace))
     event.listen(guarded, "after_begin", _after_begin)
     if not issubclass(session_class, ReadSession):
         # The end of a read session says nothing about what is to be committed.
@@ -284,6 +328,38 @@ def _guarded_class(session_class: type[S]) -> type[S]:
         event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
         event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
+
+
+def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
+    methods: dict[str, Any] = {"begin": _joining(session_class.begin)}
+    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
+    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
+    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
+    for name in ENDS_SESSION:
+        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
+        methods[name] = _unless_finished(ends)
+    return methods
+
+
+def _shell_class(guarded: type[S]) -> type[S]:
+    """Return the class of sessions that cost nothing until they are used."""
+
+    def make_first(self: Any, name: str) -> Any:
+        use_of(self).make(self)
+        return getattr(self, name)
+
+    methods = {"__module__": guarded.__module__, "__getattr__": make_first}
+    return cast(type[S], type(guarded.__name__, (guarded,), methods))
+
+
+def _direct_class(async_session_class: type[AsyncSession]) -> type[AsyncSession]:
+    """Return the class of asyncio sessions that need no greenlet of their own in the bridge."""
+    bases: tuple[type, ...] = (DirectAsyncSession,)
+    if async_session_class is not AsyncSession:
+        # What the class itself overrides comes first.
+        bases = (async_session_class, DirectAsyncSession)
+    methods = {"__module__": async_session_class.__module__}
+    return cast(type[AsyncSession], type(async_session_class.__name__, bases, methods))
 
 
 def _alone(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -64,7 +64,8 @@ class UnitOfWork:
         self.database = database
         self.isolation_level = isolation_level
         self.plain = plain
-        self.task = asyncio.current_task()
+        self.task: asyncio.Task[Any] | None = None
+        """The task of the block that it was opened for."""
         self.finished = False
         self.commits = 0
         self._write: SessionUse | None = None
@@ -100,17 +101,15 @@ class UnitOfWork:
     def _writing(self) -> SessionUse:
         if self._write is None:
             self._write = SessionUse(self, self.database.factory, self.isolation_level)
-            self._opened(self._write)
         return self._write
 
     def _reading(self) -> SessionUse:
         if self._read is None:
             self._read = SessionUse(self, self.database.read_factory)
-            self._opened(self._read)
         return self._read
 
-    def _opened(self, use: SessionUse) -> None:
-        use.finished = self.finished
+    def began(self) -> None:
+        """Called when a session of it is first used."""
         if not self.finished and not self._live:
             self._live = True
             self.database.began(self)
@@ -128,6 +127,9 @@ class UnitOfWork:
             ReadOnlySession: a read session has changes; everything was rolled back.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
+        if not self._live and not self._callbacks:
+            self._end()
+            return
         try:
             self._check_unused()
             if self._read is not None:

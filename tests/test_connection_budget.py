@@ -11,16 +11,10 @@ from sqlalchemy import NullPool, make_url
 
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.startup import tell_budget
+from tests.databases import on_every_driver_of_servers, on_postgresql
 from tests.processes import Process
 from tests.shop import Observer
 from tests.test_startup import APP, WORKERS
-
-ON_SERVERS = pytest.mark.parametrize(
-    "database_url",
-    ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy", "mariadb-aiomysql"],
-    indirect=True,
-)
-POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
 
 
 @pytest.fixture
@@ -51,7 +45,11 @@ async def limited_to_five(database_url: str) -> AsyncIterator[str]:
     observer, url = Observer(database_url), make_url(database_url)
     if observer.kind == "postgresql":
         observer.run(f"ALTER DATABASE {url.database} CONNECTION LIMIT 5")
-        yield database_url
+        try:
+            yield database_url
+        finally:
+            # It is lent to other tests.
+            observer.run(f"ALTER DATABASE {url.database} CONNECTION LIMIT -1")
         return
     observer.run("CREATE USER few@'%%' IDENTIFIED BY 'few' WITH MAX_USER_CONNECTIONS 5")
     try:
@@ -62,7 +60,7 @@ async def limited_to_five(database_url: str) -> AsyncIterator[str]:
         observer.run("DROP USER few@'%%'")
 
 
-@ON_SERVERS
+@on_every_driver_of_servers
 async def test_the_sum_of_all_workers_is_told(told: Callable[..., Any], database_url: str) -> None:
     """Read-write and read pools of every worker, beside what the server allows."""
     database = make_database(database_url, workers=4, pool_size=5, max_overflow=2)
@@ -73,7 +71,7 @@ async def test_the_sum_of_all_workers_is_told(told: Callable[..., Any], database
     assert 290 <= allowed <= 300
 
 
-@ON_SERVERS
+@on_every_driver_of_servers
 async def test_too_many_connections_are_warned_of(
     told: Callable[..., Any], database_url: str
 ) -> None:
@@ -87,7 +85,7 @@ async def test_too_many_connections_are_warned_of(
         assert level == "INFO"
 
 
-@POSTGRESQL
+@on_postgresql
 async def test_databases_of_one_server_share_what_it_allows(
     told: Callable[..., Any], database_url: str
 ) -> None:
@@ -98,7 +96,7 @@ async def test_databases_of_one_server_share_what_it_allows(
     assert message.startswith("database db and reports: up to 400 connections")
 
 
-@POSTGRESQL
+@on_postgresql
 async def test_max_connections_is_kept(told: Callable[..., Any], database_url: str) -> None:
     """What is divided among workers does not add up to more."""
     database = make_database(database_url, workers=7, max_connections=80, pool_size=50)
@@ -106,14 +104,14 @@ async def test_max_connections_is_kept(told: Callable[..., Any], database_url: s
     assert "up to 77 connections" in message
 
 
-@POSTGRESQL
+@on_postgresql
 async def test_a_replica_counts_for_itself(told: Callable[..., Any], database_url: str) -> None:
     """What ``READ_URL`` gets is not of this server."""
     ((_, message),) = await told(make_database(database_url, read_url=database_url, pool_size=7))
     assert "up to 7 connections" in message
 
 
-@POSTGRESQL
+@on_postgresql
 async def test_behind_pgbouncer_no_limit_is_known(
     told: Callable[..., Any], database_url: str
 ) -> None:
@@ -125,7 +123,7 @@ async def test_behind_pgbouncer_no_limit_is_known(
     )
 
 
-@POSTGRESQL
+@on_postgresql
 async def test_nothing_is_told_of_a_pool_without_a_limit(
     told: Callable[..., Any], database_url: str
 ) -> None:
@@ -139,7 +137,7 @@ async def test_nothing_is_told_of_sqlite(told: Callable[..., Any], tmp_path: Pat
     assert await told(make_database(f"sqlite:///{tmp_path}/shop.db")) == []
 
 
-@POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(("setting", "total"), [("", 40), ("22", 22)])
 def test_the_start_divides_and_tells_once(
     tmp_path: Path, database_url: str, setting: str, total: int

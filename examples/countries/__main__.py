@@ -17,7 +17,7 @@ TRY = """
   curl -H 'X-API-Key: {key}' -d '{{"text": "The cheese!"}}' {url}/countries/fr/notes
   curl {url}/countries/fr/notes
   curl -H 'X-API-Key: {key}' -X DELETE {url}/notes/1
-  curl {url}/health
+  curl {url}/health/ready
   python -m websockets {ws}/search          then type: wales
   sanic examples.countries.app:create_app exec counts
 

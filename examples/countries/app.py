@@ -9,6 +9,9 @@ from sanic import Sanic
 from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from sanic_db_bp import DatabaseBlueprint
+from sanic_db_bp.contrib import n_plus_one, server_timing
+from sanic_db_bp.contrib.health import HealthBlueprint
+from sanic_db_bp.contrib.migrations import MigrationsBlueprint
 
 from . import data, live, routes
 from .models import Base, Country
@@ -19,7 +22,10 @@ def create_app() -> Sanic[Any, Any]:
     app = Sanic("countries", dumps=partial(dumps, ensure_ascii=False))
     app.config.FALLBACK_ERROR_FORMAT = "json"
     app.ctx.sockets = set()
-    app.blueprint(DatabaseBlueprint("db", metadata=Base.metadata, create_tables=True))
+    db = DatabaseBlueprint("db", metadata=Base.metadata, create_tables=True)
+    app.blueprint(db)
+    app.blueprint(MigrationsBlueprint(db))
+    app.blueprint(HealthBlueprint())
     app.blueprint(routes.bp)
     app.blueprint(live.bp)
     app.ext.add_dependency(Country, routes.get_country)
@@ -27,6 +33,8 @@ def create_app() -> Sanic[Any, Any]:
     app.before_server_start(load_data)
     app.after_server_start(start_sweeping)
     app.command(counts)
+    server_timing.install(app)
+    n_plus_one.install(app)
     return app
 
 

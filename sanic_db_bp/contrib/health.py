@@ -69,7 +69,6 @@ class HealthBlueprint(Blueprint):
         self._names = databases
         for name, handler in (("live", _live), ("ready", self._make_ready())):
             self.add_route(openapi.exclude(not documented)(handler), f"/{name}", name=name)
-        # As a decorator: Sanic ignores a bound method that is passed at once.
         self.listener("before_server_start")(self._check_configuration)
 
     def _make_ready(self) -> Any:
@@ -147,8 +146,6 @@ async def _check(database: Database, *, at_head: bool) -> Reason | None:
     """Ask a database; returns why it is not ready, in words that give nothing away."""
     try:
         async with _engine(database).connect() as connection:
-            # One round trip, and in SQLite no lock.
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.execute(text("SELECT 1"))
             if at_head and await database.pending_migrations(connection):
                 return "migrations_pending"

@@ -7,12 +7,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sanic import Sanic
+from sanic import HTTPResponse, Request, Sanic, empty
 from sqlalchemy import MetaData
 
 import sanic_db_bp
 from sanic_db_bp import DatabaseBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
+from tests.serving import make_light
 from tests.shop import Base, Shop
 
 PATIENCE = 120
@@ -103,11 +104,16 @@ def shop_tables() -> MetaData:
     return metadata
 
 
+async def _alive(request: Request) -> HTTPResponse:
+    return empty()
+
+
 def make_app(url: str, metadata: MetaData | None = None, **settings: Any) -> Shop:
     """Make an app whose database has the tables of the shop, once it is migrated."""
     app: Shop = Sanic(f"migrated-{next(names)}")
-    app.config.TOUCHUP = False
+    make_light(app)
     app.blueprint(DatabaseBlueprint(metadata=metadata or shop_tables(), url=url, **settings))
+    app.add_route(_alive, "/")
     return app
 
 

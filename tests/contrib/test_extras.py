@@ -17,6 +17,7 @@ import sanic_db_bp.contrib.{part}
 @pytest.mark.parametrize(
     ("part", "package"),
     [
+        ("migrations", "alembic"),
         ("prometheus", "prometheus_client"),
         ("opentelemetry", "opentelemetry"),
         ("opentelemetry", "opentelemetry.instrumentation"),
@@ -35,7 +36,7 @@ def test_a_missing_package_is_a_configuration_error_that_names_the_extra(
 
 
 @pytest.mark.parametrize(
-    "part", ["held_connections", "n_plus_one", "server_timing", "sql_comments"]
+    "part", ["health", "held_connections", "n_plus_one", "server_timing", "sql_comments"]
 )
 def test_the_other_parts_need_no_extra(part: str) -> None:
     """They run with what the package itself depends on."""

@@ -15,6 +15,7 @@ from sanic_db_bp import AsyncReadSession, ConfigurationError, DatabaseBlueprint,
 from sanic_db_bp.contrib.health import HealthBlueprint
 from tests.contrib.migrated import make_app as make_migrated_app
 from tests.contrib.migrated import run, with_migrations, write
+from tests.databases import on_postgresql, on_servers
 from tests.servers import Server, create_database
 from tests.serving import serving
 from tests.shop import Observer, Shop, make_app
@@ -24,6 +25,12 @@ def with_health(app: Shop, **options: Any) -> Shop:
     """Register the health routes."""
     app.blueprint(HealthBlueprint(**options))
     return app
+
+
+ASLEEP = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND state = 'active' AND query = 'SELECT pg_sleep(5)'"
+)
 
 
 async def reason(client: httpx.AsyncClient, name: str = "db") -> str | None:
@@ -68,7 +75,7 @@ async def test_an_app_whose_database_is_away_is_alive_but_not_ready(own_server: 
         assert await reason(client) is None
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg", "mariadb-asyncmy"], indirect=True)
+@on_servers
 async def test_an_exhausted_pool_is_not_waited_for(database_url: str) -> None:
     """The answer comes within the bound, and is good again as soon as a connection is free."""
     app = with_health(make_app(database_url, pool_size=1), within=0.2)
@@ -91,7 +98,7 @@ async def test_a_busy_writer_of_sqlite_does_not_matter(tmp_path: Path) -> None:
         assert await reason(client) is None
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_many_who_ask_at_once_make_one_check(database_url: str) -> None:
     """However often the route is called, it takes one connection of the pool."""
     app = with_health(make_app(database_url, pool_size=5))
@@ -102,7 +109,7 @@ async def test_many_who_ask_at_once_make_one_check(database_url: str) -> None:
         assert status["idle"] + status["checked_out"] == 1
 
 
-@pytest.mark.parametrize("database_url", ["postgresql-asyncpg"], indirect=True)
+@on_postgresql
 async def test_a_database_that_does_not_answer_is_a_timeout(database_url: str) -> None:
     """A connection that hangs does not keep the answer."""
     app = with_health(make_app(database_url, pool_size=2), within=0.3, at_head=True)
@@ -110,6 +117,10 @@ async def test_a_database_that_does_not_answer_is_a_timeout(database_url: str) -
     async with serving(app) as client:
         app.ctx.db.find_pending = lambda c: c.exec_driver_sql("SELECT pg_sleep(5)").all()
         assert await reason(client) == "timeout"
+        # The statement is ended, too, and does not keep its connection.
+        async with asyncio.timeout(3):
+            while Observer(database_url).scalar(ASLEEP):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         app.ctx.db.find_pending = lambda connection: []
         assert await reason(client) is None
 

@@ -10,6 +10,7 @@ import pytest
 from sanic_db_bp import ConfigurationError
 from sanic_db_bp.contrib.migrations import MigrationFailed
 from tests.contrib.migrated import APP, DIRECTORY, VERSIONS, make_app, run, with_migrations, write
+from tests.databases import on_sqlite
 from tests.processes import Process
 from tests.serving import serving
 from tests.shop import Observer, Shop
@@ -48,7 +49,7 @@ async def test_a_database_that_is_behind_keeps_the_server_from_starting(
         pass
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize(("setting", "warned"), [("warn", True), ("off", False)])
 async def test_a_database_that_is_behind_is_warned_of(
     behind: Callable[..., Any], caplog: pytest.LogCaptureFixture, setting: str, warned: bool
@@ -60,7 +61,7 @@ async def test_a_database_that_is_behind_is_warned_of(
     assert (f"lacks migrations: {second}" in caplog.text) is warned
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_database_that_is_ahead_is_no_reason_to_refuse(
     behind: Callable[..., Any], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
