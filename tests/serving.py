@@ -15,8 +15,8 @@ from sanic.application.state import ApplicationServerInfo
 
 def make_light(app: Sanic[Any, Any]) -> None:
     """Leave out what takes half of the time of a start, unless the app asks for it."""
-    # The routes of the OpenAPI pages.
-    app.config.setdefault("OAS", False)
+    # The routes of the OpenAPI pages; Sanic cannot do without any route.
+    app.config.setdefault("OAS", not app.router.routes)
     # Sanic rewrites its own code at a start, which works once in a process.
     app.config.TOUCHUP = False
 
