@@ -28,11 +28,16 @@ async def serving(app: Sanic[Any, Any], *, grace: float = 1.0) -> AsyncIterator[
     app.config.GRACEFUL_SHUTDOWN_TIMEOUT = grace
     app.config.ACCESS_LOG = False
     listening = socket.create_server(("127.0.0.1", 0))
-    server: Any = await app.create_server(sock=listening, return_asyncio_server=True)
     # Without it, tasks that a handler adds to the app are put off for ever.
     running = ApplicationServerInfo(settings={}, stage=ServerStage.SERVING)
-    await server.startup()
-    await server.before_start()
+    server: Any = await app.create_server(sock=listening, return_asyncio_server=True)
+    try:
+        await server.startup()
+        await server.before_start()
+    except BaseException:
+        # Found unclosed by the garbage collector, its socket would fail another test.
+        await server.close()
+        raise
     try:
         await server.start_serving()
         await server.after_start()
