@@ -78,7 +78,7 @@ def say(line: str) -> None:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write the report: JSON, Markdown and charts."""
+    """Write the figures and the charts."""
     from .charts import draw
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,18 +86,26 @@ def write(report: Report, folder: Path) -> None:
     draw(report.results, folder)
 
 
+def parts_of(folder: Path, shown_in: Path) -> dict[str, str]:
+    """Give the parts of the report in a folder, for a page in another one."""
+    charts = {path.stem: str(path.relative_to(shown_in)) for path in folder.glob("*.svg")}
+    return Report.load(folder / "raw.json").parts(charts)
+
+
 def main() -> None:
     arguments = parser().parse_args()
+    if arguments.docs and (arguments.only or arguments.contenders or arguments.quick):
+        parser().error("the documentation shows a whole run, and no other")
     with databases() as opened:
         report = measure(arguments, opened)
     folder = PAGE.with_suffix("") if arguments.docs else arguments.out
     write(report, folder)
-    parts = Report.load(folder / "raw.json").parts()
     if arguments.docs:
-        put_into(PAGE, parts)
+        put_into(PAGE, parts_of(folder, PAGE.parent))
     else:
+        parts = parts_of(folder, folder)
         (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n")
-    say(f"\n{parts.get('targets', '')}\n\n{folder}")
+    say(f"\n{folder}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _growth_chart(results: Sequence[Result], label: str) -> Figure:
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     measures: dict[str, Callable[[Result], float]] = {
         "requests per second": lambda result: result.median("requests_per_second"),
-        "microseconds of CPU per request": lambda result: result.median("cpu_us"),
+        "CPU us per request": lambda result: result.median("cpu_us"),
         "megabytes": lambda result: result.median("memory_mb"),
     }
     grid: Any = figure.subplots(1, len(measures))

@@ -55,7 +55,7 @@ def conditions(databases: Databases, plan: Plan, arguments: Sequence[str]) -> di
         "Settings": (
             f"one worker, pools of {plan.pool_size} connections without overflow, no access log, "
             f"16 requests in flight unless said otherwise; the distant database is "
-            f"{ONE_WAY * 1000:g} ms away in each direction"
+            f"{ONE_WAY * 1000:g} ms away in each direction, and has one request in flight"
         ),
     }
 

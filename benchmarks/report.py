@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,15 @@ from .rounds import Result
 from .server import Sample
 from .targets import outcomes
 from .workloads import TARGETS, WORKLOADS
+
+CHARTS = {
+    "targets": "Requests per second of the contenders",
+    "techempower": "Requests per second in the TechEmpower tests",
+    "in-flight": "What changes from 1 to 256 requests in flight",
+    "routes": "What changes from 10 to 1000 routes",
+    "workers": "What changes from 1 to 2 workers",
+}
+"""The charts, with what they show."""
 
 
 @dataclass
@@ -49,8 +58,12 @@ class Report:
         shortened = json.loads(json.dumps(asdict(self)), parse_float=_short)
         path.write_text(json.dumps(shortened, indent=1) + "\n")
 
-    def parts(self) -> dict[str, str]:
-        """Give the tables, as Markdown, by their names."""
+    def parts(self, charts: Mapping[str, str]) -> dict[str, str]:
+        """Give what can be shown, as Markdown, by its name.
+
+        Args:
+            charts: where the chart is that goes with the table of the same name.
+        """
         parts = {
             "targets": self._targets(),
             "work": self._workloads(each.name for each in TARGETS),
@@ -64,7 +77,11 @@ class Report:
             "starts": self._by_contender(self.starts, STARTED, "{:.2f}"),
             "conditions": _table(["what", "value"], map(list, self.conditions.items())),
         }
-        return {name: table for name, table in parts.items() if table}
+        return {
+            name: f"{table}\n\n![{CHARTS[name]}]({charts[name]})" if name in charts else table
+            for name, table in parts.items()
+            if table
+        }
 
     def _targets(self) -> str:
         rows = [

@@ -102,7 +102,7 @@ TARGETS = [
     ),
     Workload(
         "far-read",
-        "Read one row by key, database 1 ms away, one request at a time",
+        "Read one row by key, 1 ms away",
         READ,
         (*ON_SANIC, *ON_ASYNCPG),
         where="far",
@@ -159,7 +159,7 @@ SQLITE = [
 ]
 
 READ_GROWS = Workload("", "", READ, ("usual", "session", "read_session"))
-PLAIN_GROWS = Workload("", "", PLAIN, ("plain", "session"))
+PLAIN_GROWS = Workload("", "", PLAIN, ("plain", "usual", "session"))
 
 
 GROWTH = [

@@ -40,9 +40,9 @@ async def run_in_bridge(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await _run(partial(function, *args, **kwargs))
 
 
-async def bridged(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine in whose own frames a plain ``Session`` may be used."""
-    return await _run(partial(_step_to_end, coroutine))
+def bridged(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine in whose own frames a plain ``Session`` may be used."""
+    return _run(partial(_step_to_end, coroutine))
 
 
 class _Worker(greenlet):

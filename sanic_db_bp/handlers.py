@@ -128,15 +128,15 @@ def _watched(wrapped: Wrapped) -> Handler:
     handler = wrapped.original
 
     async def call(request: Any, *args: Any, **kwargs: Any) -> Any:
-        request._handled_in = task = asyncio.current_task()
+        request._handling = True
         if request.units_of_work is not None:
-            request.units_of_work.reached(task)
+            request.units_of_work.reached()
         try:
             response = handler(request, *args, **kwargs)
             if isawaitable(response):
                 response = await response
         except BaseException as error:
-            request._handled_in = None
+            request._handling = False
             if request.units_of_work is None:
                 raise
             await run_in_bridge(_failed, request, request.units_of_work, error)
@@ -144,7 +144,7 @@ def _watched(wrapped: Wrapped) -> Handler:
         if isinstance(response, ResponseStream):
             _keep_open(request, response)
             return response
-        request._handled_in = None
+        request._handling = False
         if request.units_of_work is not None:
             await run_in_bridge(_finished, request, request.units_of_work, response)
         return response
@@ -156,9 +156,9 @@ def _in_bridge(wrapped: Wrapped) -> Handler:
     """For a handler that asks for a session, or for something that has one."""
 
     def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        request._handled_in = task = asyncio.current_task()
+        request._handling = True
         scope = request.scoped()
-        scope.reached(task)
+        scope.reached()
         plan = wrapped.plan(request)
         plan.prepare(scope)
         return bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
@@ -247,6 +247,8 @@ def _succeeded(request: ScopedRequest, scope: Scope, response: Any) -> Any:
         scope.finish(good=_is_good(request, response))
     finally:
         scope.handling = False
+    if not request.responded:
+        request.unscoped()
     return response
 
 
@@ -288,12 +290,12 @@ def _keep_open(request: Any, response: ResponseStream) -> None:
         try:
             await stream(target)
         except BaseException as error:
-            request._handled_in = None
+            request._handling = False
             if request.units_of_work is None:
                 raise
             _failed(request, request.units_of_work, error)
             return
-        request._handled_in = None
+        request._handling = False
         if request.units_of_work is not None:
             _finish_stream(request, request.units_of_work, response)
 
@@ -321,7 +323,7 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
 
     async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
         scope = scope_of(request)
-        scope.reached(asyncio.current_task())
+        scope.reached()
         await run_in_bridge(scope.finish, good=True)
         scope.handling = False
         scope.websocket = True

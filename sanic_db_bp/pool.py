@@ -20,6 +20,9 @@ from .liveness import cut
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
+SHORTEST_OPENING = 2.0
+"""Seconds that opening a connection may take, however short ``POOL_TIMEOUT`` is."""
+
 
 class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
     """Idle connections, and the tasks that wait for one.
@@ -204,9 +207,11 @@ class FairPool(AsyncAdaptedQueuePool):
 
     def _opened(self, deadline: float) -> ConnectionPoolEntry:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(run_in_bridge(self._create_connection))
+        # Not in the context of the request, which the connection may keep for as long as it lives.
+        task = loop.create_task(run_in_bridge(self._create_connection), context=Context())
         self._opening.add(task)
-        waiting = asyncio.wait({task}, timeout=max(0, deadline - loop.time()))
+        left = max(deadline - loop.time(), SHORTEST_OPENING)
+        waiting = asyncio.wait({task}, timeout=left)
         try:
             await_only(loop.create_task(waiting, context=Context()))
         except BaseException:
@@ -258,7 +263,7 @@ class FairPool(AsyncAdaptedQueuePool):
     def _too_slow(self) -> PoolExhausted:
         return PoolExhausted(
             self._orig_logging_name or "db",
-            f"a new connection was not open after {self.timeout():g} s (POOL_TIMEOUT)",
+            f"a new connection took longer to open than POOL_TIMEOUT, {self.timeout():g} s",
         )
 
     def _exhausted(self) -> PoolExhausted:

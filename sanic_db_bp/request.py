@@ -29,8 +29,9 @@ class ScopedRequest(Request):
 
     __slots__ = ()
 
-    more_slots: ClassVar = ("_handled_in", "_scope")
+    more_slots: ClassVar = ("_handling", "_scope", "_task")
     with_units: ClassVar[type[RequestWithUnits]]
+    without_units: ClassVar[type[ScopedRequest]]
 
     units_of_work: Scope | None = None
     truncated: bool = False
@@ -44,14 +45,23 @@ class ScopedRequest(Request):
         return self._ctx
 
     @property
-    def handled_in(self) -> asyncio.Task[Any] | None:
-        """The task in which the handler runs, while it does."""
-        return getattr(self, "_handled_in", None)
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that serves the request, as long as it does."""
+        protocol: Any = self.protocol
+        if hasattr(protocol, "_task"):
+            return cast("asyncio.Task[Any] | None", protocol._task)
+        # HTTP/3 has one for each request.
+        return asyncio.current_task()
+
+    @property
+    def handling(self) -> bool:
+        """Whether the handler runs."""
+        return getattr(self, "_handling", False)
 
     @property
     def was_handled(self) -> bool:
         """Whether the handler was reached."""
-        return hasattr(self, "_handled_in")
+        return hasattr(self, "_handling")
 
     @property
     def is_answered(self) -> bool:
@@ -67,10 +77,15 @@ class ScopedRequest(Request):
         """Return the units of work of the request, with which it turns into another class."""
         if self.units_of_work is not None:
             return self.units_of_work
-        scope: Scope = Scope(self)
-        cast(Any, self)._scope = scope
+        request: Any = self
+        if not hasattr(self, "_scope"):
+            request._scope = Scope(self)
         self.__class__ = self.with_units
-        return scope
+        return cast(Scope, request._scope)
+
+    def unscoped(self) -> None:
+        """Turn into what it was, as nothing is left to be finished."""
+        self.__class__ = self.without_units
 
     def finish_with_response(self) -> None:
         """Let the response that is there already finish what was begun after it."""
@@ -120,6 +135,12 @@ class ASGIRequest(ScopedRequest):
         super().__init__(*args, **kwargs)
         transport: Any = self.transport
         transport._receive = _Receive(transport._receive)
+        cast(Any, self)._task = asyncio.current_task()
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that serves the request."""
+        return cast("asyncio.Task[Any] | None", cast(Any, self)._task)
 
     @property
     def truncated(self) -> bool:  # type: ignore[override]
@@ -198,7 +219,7 @@ def scoped_class(app: Sanic[Any, Any]) -> type[ScopedRequest]:
     """Return the class for an app's requests, made of the one that the app has."""
     mixin = ASGIRequest if app.asgi else ScopedRequest
     scoped = _mixed(mixin, app.request_class or Request, *ScopedRequest.more_slots)
-    scoped.with_units = _mixed(RequestWithUnits, scoped)
+    scoped.with_units, scoped.without_units = _mixed(RequestWithUnits, scoped), scoped
     return cast(type[ScopedRequest], scoped)
 
 

@@ -50,7 +50,6 @@ class Scope:
         "failure",
         "handling",
         "plain",
-        "task",
         "transaction",
         "units",
         "used_by_middleware",
@@ -59,11 +58,9 @@ class Scope:
 
     def __init__(self, request: ScopedRequest) -> None:
         self._request = weakref.ref(request)
-        self._guarded = False
+        self._guarded: asyncio.Task[Any] | None = None
         self.units: dict[str, UnitOfWork] = {}
-        handled_in = request.handled_in
-        self.task = handled_in or asyncio.current_task()
-        self.handling = handled_in is not None
+        self.handling = request.handling
         self.websocket = False
         self.broken = False
         self.failure: BaseException | None = None
@@ -99,13 +96,19 @@ class Scope:
             unit.finished = True
             return
         request.finish_with_response()
-        if not self._guarded and self.task is not None:
-            self._guarded = True
-            self.task.add_done_callback(self._task_ended)
+        if self._guarded is None and request.task is not None:
+            self._guarded = request.task
+            self._guarded.add_done_callback(self._task_ended)
 
     def _task_ended(self, _task: object) -> None:
         for unit in self.open_units:
             unit.database.roll_back_later(unit)
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that serves the request, as long as it does."""
+        request = self._request()
+        return None if request is None else request.task
 
     def goes_on(self) -> bool:
         """Whether the answer is still to come, as seen from the current task."""
@@ -119,16 +122,15 @@ class Scope:
             and self.task is asyncio.current_task()
         )
 
-    def reached(self, task: asyncio.Task[Any] | None) -> None:
+    def reached(self) -> None:
         """The handler was reached, and its wrapper sees to the end."""
-        self.task = task
         self.handling = True
         self._unguard()
 
     def _unguard(self) -> None:
-        if self._guarded and self.task is not None:
-            self._guarded = False
-            self.task.remove_done_callback(self._task_ended)
+        if self._guarded is not None:
+            self._guarded.remove_done_callback(self._task_ended)
+            self._guarded = None
 
     @property
     def name(self) -> str:
@@ -150,7 +152,9 @@ class Scope:
             request = self._request()
             if good and request is not None and request.truncated:
                 raise BadRequest("The client left before it had sent the whole body.", quiet=True)
-            for unit in self.open_units:
+            for unit in self.units.values():
+                if unit.finished:
+                    continue
                 if good and self._commits(unit.database):
                     unit.commit()
                 else:

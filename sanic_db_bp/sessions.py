@@ -107,7 +107,7 @@ class SessionUse:
     ) -> None:
         self.unit = unit
         self.used_by: asyncio.Task[Any] | None = None
-        self.finished = False
+        self.finished = unit.finished
         self.made = False
         self._factory = factory
         self._isolation_level = isolation_level
@@ -131,6 +131,7 @@ class SessionUse:
     def make(self, shell: Session) -> None:
         """Turn the shell into a session."""
         self.made = True
+        self.unit.began()
         self._factory.make(shell, self._isolation_level)
 
     @property
@@ -175,18 +176,20 @@ class SessionUse:
 
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""
-        if self._session is not None and not self.finished:
-            try:
-                self._close(self._session)
-            finally:
-                self._forget()
-        self.finished = True
+        try:
+            if self.made and not self.finished:
+                self._close(self.session)
+        finally:
+            # Nothing may keep the other alive until the garbage collector comes by.
+            self.finished = True
+            self._session = self._async_session = None
+            self._connections.clear()
 
     def _close(self, session: Session) -> None:
         try:
             if self.used_by is not None and not self._wait_until_free():
                 self.discard()
-            elif self.made and (session.in_transaction() or session.identity_map):
+            elif session.in_transaction() or session.identity_map:
                 session.close()
         except BaseException as error:
             if self.used_by is not None:
@@ -196,12 +199,6 @@ class SessionUse:
                 raise
             # The transaction is gone all the same; its own error matters more than this one.
             logger.error("%s: ROLLBACK failed, the connection was cut: %s", self.database, error)
-
-    def _forget(self) -> None:
-        # Nothing may keep the other alive until the garbage collector comes by.
-        self.finished = True
-        self._session = self._async_session = None
-        self._connections.clear()
 
     def discard(self) -> None:
         """Cut the connection; its place in the pool is free again."""
@@ -318,15 +315,12 @@ def use_of(session: Session) -> SessionUse:
 
 
 def _guarded_class(session_class: type[S]) -> type[S]:
-    methods: dict[str, Any] = {"__module__": session_class.__module__}
-    methods["begin"] = _joining(session_class.begin)
-    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
-    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
-    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
-    for name in ENDS_SESSION:
-        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
-        methods[name] = _unless_finished(ends)
-    guarded = cast(type[S], type(session_class.__name__, (session_class,), methods))
+    namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
+    bases: tuple[type, ...] = (session_class,)
+    if session_class is not Session:
+        # What a subclass adds may call super().execute(), which passes by its own guards.
+        bases = (session_class, type("Session", (Session,), _guarded_methods(Session)))
+    guarded = cast(type[S], type(session_class.__name__, bases, namespace))
     event.listen(guarded, "after_begin", _after_begin)
     if not issubclass(session_class, ReadSession):
         # The end of a read session says nothing about what is to be committed.
@@ -334,6 +328,17 @@ def _guarded_class(session_class: type[S]) -> type[S]:
         event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
         event.listen(guarded, "after_transaction_end", _after_transaction_end)
     return guarded
+
+
+def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
+    methods: dict[str, Any] = {"begin": _joining(session_class.begin)}
+    methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
+    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
+    methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
+    for name in ENDS_SESSION:
+        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
+        methods[name] = _unless_finished(ends)
+    return methods
 
 
 def _shell_class(guarded: type[S]) -> type[S]:

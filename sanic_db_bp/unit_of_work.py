@@ -101,17 +101,15 @@ class UnitOfWork:
     def _writing(self) -> SessionUse:
         if self._write is None:
             self._write = SessionUse(self, self.database.factory, self.isolation_level)
-            self._opened(self._write)
         return self._write
 
     def _reading(self) -> SessionUse:
         if self._read is None:
             self._read = SessionUse(self, self.database.read_factory)
-            self._opened(self._read)
         return self._read
 
-    def _opened(self, use: SessionUse) -> None:
-        use.finished = self.finished
+    def began(self) -> None:
+        """Called when a session of it is first used."""
         if not self.finished and not self._live:
             self._live = True
             self.database.began(self)
@@ -129,6 +127,9 @@ class UnitOfWork:
             ReadOnlySession: a read session has changes; everything was rolled back.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
+        if not self._live and not self._callbacks:
+            self._end()
+            return
         try:
             self._check_unused()
             if self._read is not None:
@@ -209,11 +210,14 @@ class UnitOfWork:
         self._callbacks.clear()
 
     def rolled_back(self, transaction: SessionTransaction) -> None:
-        """Called after a ROLLBACK, of everything or to a savepoint."""
+        """Called after a ROLLBACK to a savepoint, of a flush, or of everything."""
+        # A flush that fails takes back the savepoint around it.
+        while not transaction.nested and transaction.parent is not None:
+            transaction = transaction.parent
         self._callbacks = [
             (callback, savepoints)
             for callback, savepoints in self._callbacks
-            if transaction.nested and transaction not in savepoints
+            if transaction not in savepoints
         ]
 
     def transaction_ended(self) -> None:

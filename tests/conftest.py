@@ -94,6 +94,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture(autouse=True)
 def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test leaves on the class ends with it: its apps and sanic-testing's ``__call__``."""
+    # An app may have no routes, and be served again.
+    monkeypatch.setattr(Sanic, "test_mode", True)
     monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
 

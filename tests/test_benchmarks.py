@@ -5,6 +5,7 @@ what they measured. No figure is looked at.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PAGE, main, parts_of
 from benchmarks.contenders import LABELS, PEERS
 from benchmarks.databases import databases, sqlite
 from benchmarks.load import Load, python_client
@@ -24,7 +26,6 @@ from benchmarks.server import ContenderFailed, RunningServer, Sample, serving
 from benchmarks.targets import CPU, MORE_CPU, REQUESTS, TARGETS, Target, outcomes
 from benchmarks.workloads import WORKLOADS, Call
 
-DOCS = Path(__file__).parents[1] / "docs"
 QUICK = Plan(client=python_client, rounds=2, seconds=0.1, warm_up=0, only=("read_session",))
 READ = WORKLOADS["sqlite-read"]
 
@@ -65,8 +66,8 @@ def test_a_run_reports_every_round_of_every_contender(tmp_path: Path) -> None:
     assert len(result.samples) == QUICK.rounds
     assert min(result.of("requests_per_second")) > 0
     assert min(result.of("memory_mb")) > 10
-    assert report.parts().keys() == {"sqlite", "conditions"}
-    assert f"| {READ.title} | {LABELS['read_session']} |" in report.parts()["sqlite"]
+    assert report.parts({}).keys() == {"sqlite", "conditions"}
+    assert f"| {READ.title} | {LABELS['read_session']} |" in report.parts({})["sqlite"]
 
 
 def test_a_contender_that_does_not_start_fails_the_run() -> None:
@@ -127,7 +128,9 @@ def test_a_target_is_met_from_its_bound_on(requests: float, met: bool) -> None:
     results = [result("read_session", (requests, 50)), result("usual", (100, 75))]
     (outcome,) = outcomes(results)
     assert (outcome.met, outcome.reached, outcome.cpu) == (met, requests / 100, 1.5)
-    assert ("**no**" in Report({}, results, {}, {}, {}).parts()["targets"]) is not met
+    table = Report({}, results, {}, {}, {}).parts({"targets": "a.svg"})["targets"]
+    assert ("**no**" in table) is not met
+    assert table.endswith("(a.svg)")
 
 
 def test_an_upper_bound_is_met_below_it() -> None:
@@ -149,11 +152,23 @@ def test_tables_go_where_the_page_names_them(tmp_path: Path) -> None:
 
 def test_the_page_on_performance_shows_what_the_last_run_has_found(tmp_path: Path) -> None:
     """No figure of the page was written by hand, and none is of another run."""
-    page = DOCS / "performance.md"
-    copy = tmp_path / page.name
-    copy.write_text(page.read_text())
-    put_into(copy, Report.load(DOCS / "performance" / "raw.json").parts())
-    assert copy.read_text() == page.read_text()
+    filled, parts = PAGE.read_text(), {}
+    if (PAGE.with_suffix("") / "raw.json").exists():
+        parts = parts_of(PAGE.with_suffix(""), PAGE.parent)
+    copy = tmp_path / PAGE.name
+    copy.write_text(re.sub(r"(?s)(<!-- (\S+) -->\n).*?(?=<!-- end of \2 -->)", r"\1", filled))
+    put_into(copy, parts)
+    assert copy.read_text() == filled
+
+
+@pytest.mark.parametrize("partly", [["--only", "plain"], ["--contenders", "usual"], ["--quick"]])
+def test_the_page_on_performance_shows_no_part_of_a_run(
+    partly: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables are of one run, side by side."""
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--docs", *partly])
+    with pytest.raises(SystemExit):
+        main()
 
 
 @contextmanager

@@ -942,7 +942,7 @@ async def test_the_context_has_the_session_of_each_database(two: App) -> None:
         return json(
             [
                 request.ctx.db_session is request.ctx.session,
-                type(request.ctx.reports_session) is ReportsAsyncSession,
+                isinstance(request.ctx.reports_session, ReportsAsyncSession),
                 current_session(ReportsAsyncSession) is request.ctx.reports_session,
                 current_session(ReportsSession) is request.ctx.reports_session.sync_session,
                 current_session() is request.ctx.session,

@@ -580,9 +580,9 @@ async def test_a_script_in_memory_leaves_no_file(tmp_path: Path) -> None:
     process = start(
         f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n" + textwrap.dedent(SCRIPT),
         "sqlite://",
-        "with_sessions",
     )
-    assert await asyncio.to_thread(process.communicate, None, 30) == ("done\n", "")
+    told = await asyncio.to_thread(process.communicate, None, 60)
+    assert told == ("with_sessions\nwith_ping\nwith_engine\n", "")
     assert os.listdir(tmp_path) == []
 
 

@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url, postgresql
+from sanic_db_bp.dialects.base import DDL_LOCK
 from sanic_db_bp.engine import make_engine
-from sanic_db_bp.exceptions import ConfigurationError
+from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
 from sanic_db_bp.liveness import cut
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on, on_every_driver, on_every_driver_of_servers
@@ -129,6 +130,13 @@ def test_an_attempt_to_connect_is_bounded(url: str, argument: str) -> None:
     assert connect_args(url)[1][argument] == 10
     left, arguments = connect_args(f"{url}?connect_timeout=3")
     assert arguments.get(argument) == 3 or left.endswith("?connect_timeout=3")
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "2.5"])
+def test_a_time_to_connect_that_is_no_number_is_refused(seconds: str) -> None:
+    """Before the driver sees it, whose error would not name the parameter."""
+    with pytest.raises(ConfigurationError, match="connect_timeout"):
+        parse_url(f"postgresql://h/d?connect_timeout={seconds}")
 
 
 def test_parameters_of_libpq_alone_are_kept_from_asyncpg() -> None:
@@ -336,6 +344,26 @@ async def test_one_server_at_a_time_creates_tables(database_url: str) -> None:
     assert order == ["first in", "first out", "second in"]
     await engine.dispose()
     await other.dispose()
+
+
+@on("mariadb")
+async def test_a_server_that_hangs_with_the_lock_stops_no_other_for_ever(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL lets go of the lock with the connection; on MariaDB the wait itself is bounded."""
+    monkeypatch.setattr("sanic_db_bp.dialects.mysql.DDL_LOCK_WITHIN", 0)
+    engine = engine_of(database_url)
+
+    def take(connection: Connection) -> None:
+        with backend_of(engine.url).ddl_lock(connection):
+            pass
+
+    async with engine.connect() as connection, engine.connect() as other:
+        lock = {"lock": f"sanic-db-bp-{DDL_LOCK}"}
+        await connection.execute(text("SELECT GET_LOCK(:lock, 5)"), lock)
+        with pytest.raises(DatabaseUnavailable, match="creating tables"):
+            await other.run_sync(take)
+    await engine.dispose()
 
 
 async def test_the_lock_is_given_up_after_an_error(database_url: str) -> None:

@@ -38,6 +38,8 @@ import sanic_db_bp
 from sanic_db_bp import DatabaseSettings
 from tests.serving import serving
 
+pytest_plugins = ["pytester"]
+
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "sanic_db_bp"
 START = PROJECT / "docs" / "start.md"
@@ -107,8 +109,10 @@ class Program:
         self.output = ""
 
     def run_code(self, page: Path) -> None:
-        """Run the blocks of code of a page."""
+        """Run the blocks of code of a page, except those that are for pytest."""
         for block in blocks_of(page):
+            if block.file is not None and re.match("conftest|test_", block.file):
+                continue
             if block.language in {"python", "diff"}:
                 self.run(block)
             elif block.language == "text":
@@ -302,6 +306,22 @@ def page_ids(pages: list[Path]) -> list[Any]:
     return [pytest.param(page, id=page.name) for page in pages]
 
 
+def test_the_samples_of_the_guide_to_testing_pass(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the tests of the app of the first page, one run for each file."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    pytester.makeini("[pytest]\nasyncio_mode = auto\n")
+    app = "\n".join(source_of(block) for block in code_of(START))
+    (pytester.path / "app.py").write_text(app)
+    files = {str(block.file): block.text for block in code_of(PROJECT / "docs" / "testing.md")}
+    for name, text in files.items():
+        (pytester.path / f"{name}.py").write_text(text)
+    for name in files.keys() - {"conftest"}:
+        result = pytester.runpytest_subprocess("-p", "pytest_sanic_db_bp", f"{name}.py")
+        result.assert_outcomes(passed=files[name].count("def test_"))
+
+
 def goes_on_from_start(page: Path) -> bool:
     """Whether a page begins with no file of its own."""
     code = code_of(page)
@@ -396,4 +416,6 @@ def messages() -> list[str]:
 def text_of(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) for part in node.values)
-    return re.sub("%[rs]", "…", str(node.value)) if isinstance(node, ast.Constant) else "…"
+    if isinstance(node, ast.Constant):
+        return re.sub(r"%[.\d]*[dfgrs]", "…", str(node.value))
+    return "…"

@@ -293,6 +293,19 @@ async def test_sqlite_takes_the_lock_at_the_begin(engine_of: Engines, database_u
 
 
 @on_sqlite
+async def test_a_file_closed_behind_the_pools_back_can_be_thrown_away(
+    engine_of: Engines, database_url: str
+) -> None:
+    """Nothing is left to be interrupted, and the next connection is a new one."""
+    engine = engine_of(database_url)
+    async with engine.connect() as connection:
+        raw: Any = await connection.get_raw_connection()
+        await raw.driver_connection.close()
+        await connection.invalidate()
+    assert await ask(engine, "SELECT 1") == [1]
+
+
+@on_sqlite
 async def test_sqlite_takes_no_lock_in_autocommit(engine_of: Engines, database_url: str) -> None:
     """VACUUM and the like run outside of a transaction."""
     engine = engine_of(database_url).execution_options(isolation_level="AUTOCOMMIT")

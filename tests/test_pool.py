@@ -1,6 +1,7 @@
 """The pool: first come, first served, nothing lost, and an error that names the setting."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.queue import Empty, Full
 
+from sanic_db_bp.bridge import run_in_bridge
 from sanic_db_bp.dialects import parse_url
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import DatabaseUnavailable
@@ -265,6 +267,30 @@ async def test_a_queue_is_full_when_every_place_is_taken() -> None:
     unbounded: FairQueue = FairQueue()
     unbounded.put(item)
     assert not unbounded.full()
+
+
+async def test_a_turn_to_connect_is_passed_on_by_who_gives_up() -> None:
+    """A place that has become free is not lost with the task that was woken for it."""
+    queue: FairQueue = FairQueue(1)
+    first, second = (asyncio.create_task(run_in_bridge(queue.get, True, 5)) for _ in range(2))
+    await until(lambda: queue.waiting() == 2)
+    queue.wake_next()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(Empty):
+        await second
+
+
+async def test_what_comes_just_before_the_time_is_up_is_taken() -> None:
+    """If both happen while the event loop is busy, what was handed over counts."""
+    queue: FairQueue = FairQueue(1)
+    item: Any = object()
+    waiting = asyncio.create_task(run_in_bridge(queue.get, True, 0.2))
+    await until(lambda: queue.waiting() == 1)
+    asyncio.get_running_loop().call_later(0, queue.put_nowait, item)
+    time.sleep(0.25)  # noqa: ASYNC251 - the event loop is busy until the time is up
+    assert await waiting is item
 
 
 async def test_an_empty_queue_says_so_at_once() -> None:

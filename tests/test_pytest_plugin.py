@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect, make_url, text
+
+from tests.shop import Observer
 
 pytest_plugins = ["pytester"]
 
@@ -29,14 +34,11 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a suite of ``plugin_project`` in a process of its own."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeini(INI)
-    (pytester.path / "shop.py").write_text((PROJECT / "shop.py").read_text())
 
     def run_suite(name: str, *arguments: str) -> pytest.RunResult:
         source = (PROJECT / f"suite_{name}.py").read_text()
         (pytester.path / f"test_{name}.py").write_text(source)
-        return pytester.runpytest_subprocess(
-            "-p", "pytest_sanic_db_bp", "--durations=6", *arguments
-        )
+        return pytester.runpytest_subprocess("-p", "pytest_sanic_db_bp", *arguments)
 
     return run_suite
 
@@ -46,7 +48,71 @@ def test_tests_that_commit_leave_nothing_behind(
 ) -> None:
     """With every client of sanic-testing, on every database and driver."""
     monkeypatch.setenv("SANIC_DB_URL", database_url)
-    result = run("rollback")
-    outcomes = result.parseoutcomes()
+    outcomes = run("rollback").parseoutcomes()
     assert not outcomes.keys() & {"failed", "errors"}, outcomes
     assert outcomes["passed"] >= 14
+    assert tables_of(database_url) == []
+
+
+def test_failures_say_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many statements, a leak, a wait without an end and an ended transaction."""
+    monkeypatch.setenv("SANIC_DB_URL", "sqlite:///shop.db")
+    result = run("failures")
+    outcomes = result.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"], outcomes["errors"]) == (4, 2, 3)
+    result.stdout.fnmatch_lines_random(
+        [
+            "3 statements, and there may be 2:",
+            "  1. INSERT INTO item (name) VALUES (?)",
+            "  3. SELECT item.name FROM item ORDER BY item.name    <- 2 times",
+            "connections that were not given back: 1",
+            "- by GET /leak, at",
+            "*shop.py*in leak",
+            "*POOL_TIMEOUT*in use by the transaction that began here:",
+            "*test_failures.py*in test_held_up_by_its_own_transaction",
+            "something has ended the test's transaction*",
+        ]
+    )
+
+
+def test_a_database_for_each_process(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made beside the configured one, and gone at the end."""
+    monkeypatch.setenv("SANIC_DB_URL", database_url)
+    assert run("workers", "--numprocesses=2").parseoutcomes()["passed"] == 4
+    assert tables_of(database_url) == []
+    if not database_url.startswith("sqlite"):
+        assert not any("_pytest_gw" in name for name in databases_beside(database_url))
+
+
+def test_one_server_for_all_tests(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed outside of tests stays, and what tests commit does not."""
+    monkeypatch.setenv("SANIC_DB_URL", database_url)
+    assert run("server").parseoutcomes()["passed"] == 2
+    assert Observer(database_url).names() == ["Always-there"]
+
+
+def test_nothing_is_imported_at_the_start_of_pytest() -> None:
+    """Coverage is measured from the first line of the package, and other suites lose no time."""
+    script = (
+        "import pytest_sanic_db_bp, sys;"
+        "sys.exit(bool({'sanic', 'sqlalchemy', 'sanic_db_bp'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def tables_of(database_url: str) -> list[str]:
+    """The tables of a database."""
+    with Observer(database_url).transaction() as connection:
+        return inspect(connection).get_table_names()
+
+
+def databases_beside(database_url: str) -> list[str]:
+    """The databases of a server."""
+    kind = make_url(database_url).get_backend_name()
+    query = {"postgresql": "SELECT datname FROM pg_database", "mysql": "SHOW DATABASES"}[kind]
+    with Observer(database_url).transaction() as connection:
+        return list(connection.scalars(text(query)))

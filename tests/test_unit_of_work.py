@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -378,6 +378,25 @@ async def test_callbacks_of_a_savepoint_share_its_fate(database: Database) -> No
     assert called == ["outer", "released", "last"]
 
 
+async def test_a_failed_flush_in_a_savepoint_keeps_the_callbacks_around_it(
+    database: Database,
+) -> None:
+    """What was registered in the savepoint is forgotten, the rest waits for the COMMIT."""
+    called: list[str] = []
+    async with database.session() as session:
+        session.add(Item(id=1, number=1))
+        await session.flush()
+        session.expunge_all()
+        on_commit(lambda: called.append("outer"))
+        with suppress(IntegrityError):
+            async with session.begin_nested():
+                on_commit(lambda: called.append("inner"))
+                session.add(Item(id=1, number=2))
+                await session.flush()
+    assert called == ["outer"]
+    assert await count(database) == 1
+
+
 async def test_a_commit_within_a_savepoint_calls_all(database: Database) -> None:
     """session.commit() releases every savepoint and commits."""
     called: list[str] = []
@@ -515,6 +534,25 @@ async def test_a_session_in_use_at_the_end_fails_the_unit_of_work(database: Data
     await tasks[0]
     with pytest.raises(SessionFinished):
         await sessions[0].execute(ONE)
+    assert await count(database) == 0
+
+
+async def test_a_task_that_still_closes_the_session_fails_the_unit_of_work(
+    database: Database,
+) -> None:
+    """It would be chance what is stored: nothing is."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        async with database.block() as unit:
+            await use(unit)
+            tasks.append(asyncio.ensure_future(unit.async_session.close()))
+            await asyncio.sleep(0)
+
+    with pytest.raises(ConcurrentSessionUse):
+        await work()
+    await asyncio.wait(tasks)
+    assert await all_are_free(database)
     assert await count(database) == 0
 
 

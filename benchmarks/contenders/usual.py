@@ -14,7 +14,7 @@ from .sanic_app import sanic_app
 
 
 def create_app(options: Options) -> Sanic[Any, Any]:
-    app = sanic_app(options)
+    app = sanic_app(options, more=item)
     app.ctx.options = options
     app.before_server_start(connect)
     app.after_server_stop(disconnect)

@@ -9,6 +9,7 @@ from sanic import Sanic
 from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from sanic_db_bp import DatabaseBlueprint
+from sanic_db_bp.contrib import n_plus_one, server_timing
 from sanic_db_bp.contrib.health import HealthBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
 
@@ -32,6 +33,8 @@ def create_app() -> Sanic[Any, Any]:
     app.before_server_start(load_data)
     app.after_server_start(start_sweeping)
     app.command(counts)
+    server_timing.install(app)
+    n_plus_one.install(app)
     return app
 
 

@@ -64,8 +64,8 @@ def install(
 
         async def trace_routes(app: Sanic[Any, Any]) -> None:
             for route in app.router.routes:
-                # The others are those of sanic-ext, and are not unwrapped at the next start.
-                if hasattr(route.handler, PLANS) and not route.extra.websocket:
+                # The others are websockets, and routes of sanic-ext that are made only once.
+                if hasattr(route.handler, PLANS):
                     route.handler = _traced(tracer, route.handler)
 
         app.before_server_start(trace_routes, priority=AFTER_SANIC_EXT)

@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from sanic import Request, Sanic
 from sqlalchemy import Connection, event
-from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..context import current_request
@@ -87,14 +86,15 @@ class _Comments(Observer):
 
         @event.listens_for(engine.sync_engine, "before_cursor_execute", retval=True)
         def add(
-            connection: Connection,
+            _connection: Connection,
             _cursor: object,
             statement: str,
             parameters: Any,
-            context: ExecutionContext | None,
+            _context: object,
             executemany: bool,
         ) -> tuple[str, Any]:
-            if not executemany and _may_have_one(statement, context):
+            # Whoever comments by himself has said all.
+            if not executemany and not statement.endswith("*/"):
                 statement += _comment(tuple(self._pairs()), percent)
             return statement, parameters
 
@@ -105,14 +105,6 @@ class _Comments(Observer):
                 yield key, tell(request)
         for key, value in self._values.items():
             yield key, value()
-
-
-def _may_have_one(statement: str, context: ExecutionContext | None) -> bool:
-    # Without parameters a driver takes a percent sign as it is.
-    if context is not None and context.execution_options.get("no_parameters"):
-        return False
-    # Whoever comments by himself has said all.
-    return not statement.endswith("*/")
 
 
 @lru_cache(maxsize=512)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sanic.root.db")
 
+DDL_LOCK_WITHIN = 60
+"""Seconds that a server waits for another one that creates tables."""
+
 KILL_WITHIN = 5.0
 """Seconds that the server has to end a statement whose client is gone."""
 
@@ -81,8 +84,11 @@ class MySQL(Backend):
     @contextmanager
     def ddl_lock(self, connection: Connection) -> Iterator[None]:
         lock = {"lock": f"sanic-db-bp-{DDL_LOCK}"}
-        if not connection.scalar(text("SELECT GET_LOCK(:lock, 60)"), lock):
-            raise DatabaseUnavailable("db", "another server has been creating tables for 60 s")
+        within = {"within": DDL_LOCK_WITHIN}
+        if not connection.scalar(text("SELECT GET_LOCK(:lock, :within)"), lock | within):
+            raise DatabaseUnavailable(
+                "db", f"another server has been creating tables for {DDL_LOCK_WITHIN} s"
+            )
         try:
             yield
         finally:

@@ -22,6 +22,7 @@ from sanic.views import HTTPMethodView
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from websockets.asyncio.client import connect
 
 from sanic_db_bp import AsyncReadSession, Database
 from sanic_db_bp.contrib import opentelemetry, sql_comments
@@ -358,6 +359,25 @@ async def test_a_second_start_is_traced_once(database_url: str, telemetry: Telem
         routers: list[Any] = [app.router, app.signal_router]
         for router in routers:
             router.reset()
+
+
+@on_sqlite
+async def test_a_websocket_has_no_span_of_its_own(database_url: str, telemetry: Telemetry) -> None:
+    """It may stay open for days; the statements of its messages have spans."""
+    app = traced_app(database_url, telemetry)
+
+    async def talk(request: Request, socket: Any, db: Database) -> None:
+        async for message in socket:
+            async with db.session() as session:
+                await socket.send(str(await session.scalar(text(message))))
+
+    app.add_websocket_route(talk, "/socket")
+    async with serving(app) as client:
+        address = f"ws://{client.base_url.netloc.decode()}/socket"
+        async with connect(address) as socket:
+            await socket.send("SELECT 12")
+            assert await socket.recv() == "12"
+    assert telemetry.routes == []
 
 
 @on_sqlite

@@ -30,11 +30,11 @@ OWN_STATEMENT = {
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-async def own_statement(session: AsyncSession, *, options: dict[str, Any] | None = None) -> str:
+async def own_statement(session: AsyncSession, comment: str = "") -> str:
     """Ask the server which statement it executes: this one."""
     connection = await session.connection()
-    question = OWN_STATEMENT[connection.dialect.name]
-    answer = await connection.exec_driver_sql(question, execution_options=options)
+    question = OWN_STATEMENT[connection.dialect.name] + comment
+    answer = await connection.exec_driver_sql(question)
     return str(answer.scalar_one())
 
 
@@ -95,16 +95,33 @@ async def test_a_traceparent_that_is_none_is_left_out(database_url: str, sent: s
 
 
 @on_postgresql
-async def test_a_long_value_is_cut_off(database_url: str) -> None:
-    """A client that sends a long request id does not make every statement long."""
-    comment = await comment_seen(database_url, {"X-Request-ID": "r" * 5000}, keys=["request_id"])
-    assert comment == f"/*request_id='{'r' * 128}'*/"
+@pytest.mark.parametrize(
+    ("sent", "told"), [(b"r" * 5000, "r" * 128), (b"r\xff", "r%3F")], ids=["long", "no text"]
+)
+async def test_a_client_cannot_spoil_statements(database_url: str, sent: bytes, told: str) -> None:
+    """A long request id is cut off, and of one that is no text something is left out."""
+    async with serving(commenting_app(database_url, keys=["request_id"])) as client:
+        answer = await client.get("/items/tea", headers={b"X-Request-ID": sent})
+    assert answer.json().endswith(f" /*request_id='{told}'*/")
 
 
 def test_an_unknown_key_is_a_configuration_error(database_url: str) -> None:
     """It is told at the installation, with the keys that there are."""
     with pytest.raises(ConfigurationError, match=r"rout: .* no such key. There are: .*route"):
         sql_comments.install(make_app(database_url), keys=["rout"])
+
+
+@on_every_driver_of_servers
+async def test_a_statement_that_has_a_comment_gets_no_other(database_url: str) -> None:
+    """Whoever comments by himself has said all, such as another instrumentation."""
+    app = make_app(database_url)
+    sql_comments.install(app, values={"k": lambda: "v"})
+    async with serving(app):
+        # PostgreSQL shows the same all through a transaction.
+        async with app.ctx.db.session() as session:
+            assert (await own_statement(session)).endswith(" /*k='v'*/")
+        async with app.ctx.db.session() as session:
+            assert (await own_statement(session, " /* mine */")).endswith(" /* mine */")
 
 
 Statement = Callable[[AsyncSession], Awaitable[object]]

@@ -165,6 +165,7 @@ async def stream(request: Request, send: Send, session: AsyncSession) -> None:
 async def stream_respond(request: Request, name: str, session: AsyncSession) -> None:
     response = await request.respond()
     await stream(request, response.send, session)
+    await response.eof()
 
 
 @app.post("/stream/returned/<name>")
@@ -207,10 +208,11 @@ def status(_: Request) -> HTTPResponse:
 
 
 @app.get("/requests")
-async def requests(_: Request) -> HTTPResponse:
-    """Count the requests that are alive, this one among them, without what is garbage."""
+async def requests(request: Request) -> HTTPResponse:
+    """Tell the paths of the other requests that are alive, without those that are garbage."""
     gc.collect()
-    return json(sum(isinstance(each, Request) for each in gc.get_objects()))
+    alive = [each for each in gc.get_objects() if isinstance(each, Request)]
+    return json([each.path for each in alive if each is not request])
 
 
 @app.get("/commits")

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine, invariant
+from sqlalchemy import make_url
 
 from tests.faults.model import Model, Unit
 from tests.faults.scripted import PATIENCE, Answer, Client, ScriptedServer, Step
@@ -21,15 +22,24 @@ class Servers:
         self._database_url = database_url
         self._server: ScriptedServer | None = None
         self._in_use = False
+        self._started = 0
 
     def take(self) -> ScriptedServer:
         """Give a server that is as good as new."""
         if self._in_use:
             self.close()
         if self._server is None:
-            self._server = ScriptedServer(self._database_url, pool_size=POOL_SIZE)
+            self._server = ScriptedServer(self._fresh_url(), pool_size=POOL_SIZE)
         self._in_use = True
         return self._server
+
+    def _fresh_url(self) -> str:
+        url = make_url(self._database_url)
+        if url.get_backend_name() == "sqlite":
+            # A connection that was lost may lock the file of the server before.
+            self._started += 1
+            url = url.set(database=f"{url.database}-{self._started}")
+        return url.render_as_string(hide_password=False)
 
     def give_back(self) -> None:
         """Nothing was wrong."""
@@ -113,8 +123,15 @@ class Player(RuleBasedStateMachine):
     def _working(self) -> list[Unit]:
         return [unit for unit in self._ready() if not unit.failed]
 
-    def _in_savepoint(self) -> list[Unit]:
-        return [unit for unit in self._ready() if len(unit.frames) > 1]
+    def _without_callback(self) -> list[Unit]:
+        return [unit for unit in self._ready() if not unit.frames[-1].callbacks]
+
+    def _in_savepoint(self, *, whole: bool = False) -> list[Unit]:
+        return [
+            unit
+            for unit in self._ready()
+            if len(unit.frames) > 1 and not (whole and unit.frames[-1].failed)
+        ]
 
     def _about_to_end(self) -> list[Unit]:
         return [

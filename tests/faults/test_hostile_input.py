@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sanic import Sanic
 
@@ -304,7 +304,11 @@ routes = st.sampled_from(
 )
 
 
-@settings(bounded, max_examples=150)
+@example(("DELETE", "/notes/{}"), "9" * 40, b"", None)
+@example(("POST", "/countries/FR/notes"), "", b'{"text": "\\ud800"}', None)
+@example(("POST", "/countries/FR/notes"), "", b'{"text": "\\u0000"}', None)
+@example(("GET", "/countries/{}"), "%ED%A0%80", b"", None)
+@settings(bounded, max_examples=80)
 @given(
     routes,
     garbage.map(lambda text: quote(text, safe="", errors="surrogatepass")),

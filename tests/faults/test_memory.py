@@ -20,4 +20,4 @@ async def test_uploads_on_fresh_connections(app: Served) -> None:
             answer = await client.post(f"/upload/fresh-{number}", content=BODY)
             assert answer.json() == {"bytes": len(BODY)}
     assert len(app.stored("fresh")) == UPLOADS
-    await app.server.forgotten()
+    await app.server.forgotten("/upload/")

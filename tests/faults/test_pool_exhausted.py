@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.faults.clients import connected
-from tests.faults.databases import SERVERS, Target
+from tests.faults.databases import Target
 from tests.faults.serving import AppServer, served
 
 APP = "tests.faults.busy_app:app"
@@ -52,6 +52,7 @@ async def test_clients_without_a_connection_are_told_to_come_again(target: Targe
         await _recovers(server)
 
 
+@pytest.mark.parametrize("target", ["asyncpg", "sqlite"], indirect=True)
 async def test_handlers_of_several_sessions_do_not_wait_for_each_other(target: Target) -> None:
     """Read sessions have a pool of their own, and ``on_commit`` comes when the rest is returned."""
     patience = 10 * POOL_TIMEOUT
@@ -62,7 +63,7 @@ async def test_handlers_of_several_sessions_do_not_wait_for_each_other(target: T
         await server.at_rest()
 
 
-@pytest.mark.parametrize("target", SERVERS, indirect=True)
+@pytest.mark.parametrize("target", ["asyncpg", "asyncmy"], indirect=True)
 async def test_handlers_that_need_two_connections_each_do_not_lock_up(target: Target) -> None:
     """All hold one connection and wait for another: the time limit of the pool frees them."""
     async with served(

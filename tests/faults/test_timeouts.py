@@ -94,6 +94,19 @@ async def test_a_server_that_says_nothing_is_no_server(target: Target) -> None:
 
 
 @NETWORKED
+async def test_opening_a_connection_counts_as_waiting_for_one(target: Target) -> None:
+    """``POOL_TIMEOUT`` is the longest wait, and not the time limit of connecting."""
+    async with proxied(target.url) as proxy, _database(proxy.url, pool_timeout=LIMIT) as database:
+        proxy.freeze()
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match="POOL_TIMEOUT"):
+            await database.ping()
+        assert LIMIT <= time.monotonic() - started < LIMIT + SLACK
+        proxy.thaw()
+        await database.wait_until_up()
+
+
+@NETWORKED
 async def test_the_kernel_asks_whether_the_server_is_there(target: Target) -> None:
     """Keepalives and ``TCP_USER_TIMEOUT``, on every driver."""
     async with _database(target.url) as database, database.engine.connect() as connection:

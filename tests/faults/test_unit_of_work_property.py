@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from sanic import HTTPResponse, empty
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from sanic_db_bp import on_commit
 from tests.faults.model import Frame, Unit
@@ -31,7 +31,7 @@ from tests.faults.player import Player, Servers
 from tests.faults.scripted import BrokenHandler, Client, Script, Stage
 from tests.shop import Item, doom
 
-MOST_REQUESTS = 4
+MOST_REQUESTS = 3
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MINUTES = float(os.environ.get("PROPERTY_MINUTES", "10"))
@@ -39,7 +39,7 @@ MINUTES = float(os.environ.get("PROPERTY_MINUTES", "10"))
 COMMON = settings(
     deadline=None,
     database=None,
-    stateful_step_count=30,
+    stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
 LENGTH = settings(COMMON, max_examples=100 if LONG else 20, derandomize=not LONG)
@@ -92,8 +92,9 @@ class Requests(Player):
         unit = self._pick(which, self._working())
 
         async def flush(stage: Stage) -> None:
-            stage.session.add_all([Item(name="twin"), Item(name="twin")])
-            with suppress(IntegrityError):
+            # Of all violations the one that leaves no lock behind, which others would wait for.
+            stage.session.add(Item(name=None))
+            with suppress(DBAPIError):
                 await stage.call(stage.session.flush)
 
         self._statement(unit, flush, lambda: unit.frames[-1].fail())
@@ -140,39 +141,69 @@ class Requests(Player):
         self._play(unit, roll_back)
 
     @precondition(lambda self: self._working())
+    @rule(which=which, keep=st.booleans())
+    def use_savepoint(self, which: int, keep: bool) -> None:
+        """A row and a callback in a savepoint, which is released or rolled back at once."""
+        unit = self._pick(which, self._working())
+        number = self._next()
+
+        async def use(stage: Stage) -> None:
+            savepoint = await stage.call(stage.session.begin_nested)
+            on_commit(lambda: self.server.called.append(number))
+            stage.session.add(Item(name=f"row {number}"))
+            await stage.call(stage.session.flush)
+            await stage.call(savepoint.commit if keep else savepoint.rollback)
+
+        def effect() -> None:
+            if keep:
+                unit.frames[-1].rows.append(f"row {number}")
+                unit.frames[-1].callbacks.append(number)
+
+        self._statement(unit, use, effect)
+
+    @precondition(lambda self: self._working())
     @rule(which=which)
     def begin_savepoint(self, which: int) -> None:
-        """The handler, or a dependency of it, opens a savepoint."""
+        """The handler, or a dependency of it, opens a savepoint, with a callback of its own."""
         unit = self._pick(which, self._working())
-        unit.frames.append(Frame())
+        number = self._next()
+        unit.frames.append(Frame(callbacks=[number]))
 
         async def begin(stage: Stage) -> None:
             stage.savepoints.append(await stage.call(stage.session.begin_nested))
+            on_commit(lambda: self.server.called.append(number))
 
         self._play(unit, begin)
 
+    @precondition(lambda self: self._in_savepoint(whole=True))
+    @rule(which=which)
+    def release_savepoint(self, which: int) -> None:
+        """The innermost savepoint becomes a part of what is around it."""
+        unit = self._pick(which, self._in_savepoint(whole=True))
+        self.model.release(unit)
+
+        async def release(stage: Stage) -> None:
+            await stage.call(stage.savepoints.pop().commit)
+
+        self._play(unit, release)
+
     @precondition(lambda self: self._in_savepoint())
-    @rule(which=which, keep=st.booleans())
-    def end_savepoint(self, which: int, keep: bool) -> None:
-        """The innermost savepoint is released or rolled back, which mends a failure in it."""
+    @rule(which=which)
+    def roll_back_to_savepoint(self, which: int) -> None:
+        """What was done since is gone, and a failure in it is mended."""
         unit = self._pick(which, self._in_savepoint())
-        keep = keep and not unit.frames[-1].failed
-        if keep:
-            self.model.release(unit)
-        else:
-            unit.frames.pop()
+        unit.frames.pop()
 
-        async def end(stage: Stage) -> None:
-            savepoint = stage.savepoints.pop()
-            await stage.call(savepoint.commit if keep else savepoint.rollback)
+        async def roll_back(stage: Stage) -> None:
+            await stage.call(stage.savepoints.pop().rollback)
 
-        self._play(unit, end)
+        self._play(unit, roll_back)
 
-    @precondition(lambda self: self._ready())
+    @precondition(lambda self: self._without_callback())
     @rule(which=which)
     def on_commit(self, which: int) -> None:
         """Something is to be called after the COMMIT."""
-        unit = self._pick(which, self._ready())
+        unit = self._pick(which, self._without_callback())
         number = self._next()
         unit.frames[-1].callbacks.append(number)
 

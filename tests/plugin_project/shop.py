@@ -1,11 +1,15 @@
 """An app of somebody who uses the pytest plugin."""
 
 import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic, json, text
-from sqlalchemy import ForeignKeyConstraint, String, func, select
+from sanic_testing.reusable import ReusableClient  # type: ignore[import-untyped]
+from sqlalchemy import ForeignKeyConstraint, String, func, insert, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -45,6 +49,17 @@ class Part(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     item_id: Mapped[int]
+
+
+@contextmanager
+def reusable_client(app: Sanic[Any, Any]) -> Iterator[ReusableClient]:
+    """sanic-testing's client, on a port that is free, and out of the way of later ones."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with ReusableClient(app, port=port) as client:
+        yield client
+    # Or the test client of another app starts this one, too.
+    app.state.server_info.clear()
 
 
 def create_app(**settings: Any) -> Sanic[Any, Any]:
@@ -189,7 +204,7 @@ async def leak(request: Request, engine: AsyncEngine) -> HTTPResponse:
 
 
 async def write_in_read_session(request: Request, session: AsyncReadSession) -> HTTPResponse:
-    await session.execute(Item.__table__.insert().values(name="written"))
+    await session.execute(insert(Item).values(name="written"))
     return json({}, status=201)
 
 

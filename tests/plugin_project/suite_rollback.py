@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from sanic import Sanic
-from sanic_testing.reusable import ReusableClient
-from shop import Item, create_app
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+
+from tests.plugin_project.shop import Item, create_app, reusable_client
 
 App = Sanic[Any, Any]
 DATABASE = os.environ["SANIC_DB_URL"].split(":")[0]
@@ -52,7 +52,7 @@ async def test_asgi_client(app: App, sanic_db_session: Session, time: int) -> No
 @pytest.mark.parametrize("time", [1, 2])
 def test_reusable_client(app: App, sanic_db_session: Session, time: int) -> None:
     assert names(sanic_db_session) == []
-    with ReusableClient(app, port=None) as client:
+    with reusable_client(app) as client:
         assert client.post("/add/Tea")[1].status == 201
         assert client.get("/names")[1].json == ["Tea"]
         assert client.post("/add/Tea")[1].status == 500
@@ -62,7 +62,7 @@ def test_reusable_client(app: App, sanic_db_session: Session, time: int) -> None
 
 
 def test_concurrent_requests(app: App, sanic_db_session: Session) -> None:
-    with ReusableClient(app, port=None) as client:
+    with reusable_client(app) as client:
 
         async def ask_all() -> list[Any]:
             paths = [f"/add-and-wait/{number}" for number in range(10)]
@@ -139,3 +139,15 @@ def test_failed_statement_of_the_test(app: App, sanic_db_session: Session) -> No
         sanic_db_session.commit()
     sanic_db_session.rollback()
     assert names(sanic_db_session) == ["Tea"]
+
+
+def test_transaction_of_a_server_that_was_stopped(app: App, sanic_db_session: Session) -> None:
+    async def begin() -> None:
+        connection = await app.ctx.db.engine.connect()
+        await connection.execute(insert(Item).values(name="Tea"))
+        kept.append(connection)
+
+    kept: list[Any] = []
+    asyncio.run(begin())
+    assert names(sanic_db_session) == []
+    asyncio.run(kept[0].close())

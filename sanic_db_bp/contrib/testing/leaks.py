@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from .stack import calling_lines
+from .thread import in_loop_thread
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def no_leaked_connections() -> Iterator[None]:
     out: dict[Any, Checkout] = {}
 
     def taken(_connection: object, record: Any, _fairy: object) -> None:
-        out[record] = Checkout(_route(), calling_lines())
+        if not in_loop_thread():
+            out[record] = Checkout(_route(), calling_lines())
 
     def given_back(_connection: object, record: Any) -> None:
         out.pop(record, None)

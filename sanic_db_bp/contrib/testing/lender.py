@@ -43,9 +43,11 @@ class Lender:
         self._thread = LoopThread()
         self._links: dict[str, Link] = {}
         self._testing = False
+        event.listen(Session, "after_begin", _note_unit_of_work)
 
     def close(self) -> None:
         """Close the connections and drop the databases that were made."""
+        event.remove(Session, "after_begin", _note_unit_of_work)
         with ExitStack() as stack:
             stack.callback(self._thread.close)
             for link in self._links.values():
@@ -64,11 +66,7 @@ class Lender:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Database, "_make_engine", lend)
             patch.setattr(Database, "create_missing_tables", create_missing_tables)
-            event.listen(Session, "after_begin", _note_unit_of_work)
-            try:
-                yield
-            finally:
-                event.remove(Session, "after_begin", _note_unit_of_work)
+            yield
 
     @contextmanager
     def test(self) -> Iterator[None]:

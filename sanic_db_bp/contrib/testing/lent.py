@@ -73,9 +73,10 @@ class LentConnection:
 
     def rollback(self) -> None:
         """Roll back what was done since the last commit."""
-        if self.number or self.undone:
-            job = partial(self._link.rollback, self)
-            self._thread.run(self._link.in_turn(self, _around(), job))
+        # Not in turn: the garbage collector may have called, in the loop of whose turn it is.
+        if self.number:
+            self._thread.run(self._link.at_once(partial(self._link.rollback, self)))
+        self.undone = False
         self.unit = None
 
     def close(self) -> None:

@@ -96,6 +96,7 @@ class Link:
             TestTransactionError: it did not come within ``POOL_TIMEOUT``.
         """
         async with self._turn:
+            await run_in_bridge(self._roll_back_abandoned)
             try:
                 async with asyncio.timeout(self._settings.pool_timeout):
                     await self._turn.wait_for(lambda: self._may_run(lent, around))
@@ -122,6 +123,12 @@ class Link:
         if top.unit is not None:
             return top.unit in around.units or top.unit is lent.unit
         return top.task is not None and top.task is around.task
+
+    def _roll_back_abandoned(self) -> None:
+        """A server that was stopped has left its tasks where they were."""
+        for lent in list(self._stack):
+            if lent in self._stack and lent.task is not None and lent.task.get_loop().is_closed():
+                self.rollback(lent)
 
     def _problem(self, message: str) -> TestTransactionError:
         self.problems.append(message)
@@ -270,7 +277,6 @@ class Link:
 
     def rollback(self, lent: LentConnection) -> None:
         """Undo what was done, and all that began inside of it."""
-        lent.undone = False
         if lent not in self._stack:
             return
         savepoint = lent.savepoint

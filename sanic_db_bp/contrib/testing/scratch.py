@@ -16,7 +16,7 @@ from ...settings import DatabaseSettings
 Provision = Callable[[URL], AbstractContextManager[URL]]
 """Gives the URL of the database that the tests use in place of the configured one."""
 
-MAINTENANCE = {"postgresql": "postgres", "mysql": None}
+MAINTENANCE = {"postgresql": "postgres", "mysql": ""}
 """The database to connect to while another one is created or dropped."""
 
 LONGEST_NAME = 63

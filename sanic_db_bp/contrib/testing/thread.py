@@ -12,6 +12,14 @@ from ...bridge import await_only, in_greenlet
 
 T = TypeVar("T")
 
+NAME = "sanic-db-tests"
+"""The name of the thread."""
+
+
+def in_loop_thread() -> bool:
+    """Whether the caller runs in the thread of the tests' connections."""
+    return threading.current_thread().name == NAME
+
 
 class LoopThread:
     """An event loop in a thread of its own.
@@ -22,9 +30,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="sanic-db-tests", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name=NAME, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
