@@ -130,10 +130,12 @@ class Program:
         self.app = getattr(self.module, "app", self.app)
 
     def _compiled(self, block: Block) -> Any:
-        tree = ast.parse(source_of(block), str(block.page))
+        # Sanic looks up the source of handlers, and a diff is none.
+        name = str(block.page) + (" (diff)" if block.language == "diff" else "")
+        tree = ast.parse(source_of(block), name)
         ast.increment_lineno(tree, block.line)
         self._watch(tree, block)
-        return compile(tree, str(block.page), "exec", dont_inherit=True)
+        return compile(tree, name, "exec", dont_inherit=True)
 
     def _watch(self, tree: ast.Module, block: Block) -> None:
         """Put a call before every statement, so that one that never runs is known."""
