@@ -118,7 +118,8 @@ class DatabaseBlueprint(Blueprint):
         if not self._has_grown(app):
             raise ConfigurationError(
                 f"The blueprint '{self.name}' is registered with the app '{app.name}' already. "
-                "Register it once; a second database is a blueprint with another name."
+                "Register it once; a second database is a blueprint with another name.",
+                entry="registered-twice",
             )
         if self.name not in databases_of(app):
             self._add_database(app)
@@ -129,7 +130,8 @@ class DatabaseBlueprint(Blueprint):
         if hasattr(app.ctx, self.name):
             raise ConfigurationError(
                 f"app.ctx.{self.name} is something else already, and the database '{self.name}' "
-                "belongs there. Give the blueprint another name."
+                "belongs there. Give the blueprint another name.",
+                entry="name-in-use",
             )
         code_config: dict[str, Any] = {}
         suffix = "" if self.name == DEFAULT_NAME else f"-{self.name}"
@@ -223,11 +225,13 @@ def _check_names(values: dict[str, Any], settings: DatabaseSettings | None) -> N
     if unknown:
         raise ConfigurationError(
             f"{', '.join(unknown)}: no such setting. There are: "
-            f"{', '.join(DatabaseSettings.model_fields)}."
+            f"{', '.join(DatabaseSettings.model_fields)}.",
+            entry="no-such-setting",
         )
     if values and settings is not None:
         raise ConfigurationError(
-            "Give the blueprint either settings=DatabaseSettings(...) or single values, not both."
+            "Give the blueprint either settings=DatabaseSettings(...) or single values, not both.",
+            entry="settings-given-twice",
         )
 
 
@@ -255,7 +259,7 @@ def _answer_unavailable(app: Sanic[Any, Any]) -> None:
 
 
 async def _unavailable(request: Request, error: DatabaseUnavailable) -> BaseHTTPResponse:
-    logger.error("503 for %s %s: %s", request.method, request.path, error)
+    logger.error("503 for %s %s: %s", request.method, request.path, error.message)
     answer = ServiceUnavailable(
         "The database is unavailable.", quiet=True, headers={"Retry-After": "1"}
     )

@@ -53,7 +53,8 @@ def current_unit(session_class: type[Session | AsyncSession] | None = None) -> U
     wanted = "session" if session_class is None else session_class.__name__
     raise NoCurrentSession(
         f"There is no current {wanted}: the code runs outside of a request and of a block. Open "
-        "one: 'async with app.ctx.db.session() as session'."
+        "one: 'async with app.ctx.db.session() as session'.",
+        entry="no-current-session",
     )
 
 

@@ -160,7 +160,8 @@ class Database:
         if share < 2:
             raise ConfigurationError(
                 f"MAX_CONNECTIONS is {self.settings.max_connections}, and each of {self.workers} "
-                "workers needs two at least: one to write and one to read"
+                "workers needs two at least: one to write and one to read",
+                entry="max-connections",
             )
         return share // 2 if read_only else share - share // 2
 
@@ -340,7 +341,7 @@ class Database:
                 if clock() >= deadline:
                     raise
                 if not told:
-                    logger.warning("%s: waiting for it to come up", error)
+                    logger.warning("%s: waiting for it to come up", error.message)
                     told = True
                 await asyncio.sleep(RETRY_EVERY)
 
@@ -370,7 +371,8 @@ class Database:
         if self.find_pending is None:
             raise ConfigurationError(
                 f"Nothing knows the migrations of '{self.name}'. Register "
-                "sanic_db_bp.contrib.migrations.MigrationsBlueprint(...) with the app."
+                "sanic_db_bp.contrib.migrations.MigrationsBlueprint(...) with the app.",
+                entry="unknown-migrations",
             )
         if connection is not None:
             return await connection.run_sync(self.find_pending)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
-from .exceptions import ConfigurationError, DatabaseUnavailable
+from .exceptions import ConfigurationError, DatabaseUnavailable, link_to
 from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
 from .pool import FairPool
@@ -75,7 +75,9 @@ def make_engine(
     try:
         engine = create_async_engine(url, **options)
     except (TypeError, ArgumentError) as error:
-        raise ConfigurationError(f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}") from None
+        raise ConfigurationError(
+            f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}", entry="engine-options"
+        ) from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
     if not backend.one_writer:
         watch(engine.sync_engine, name, settings.pool_timeout)
@@ -188,7 +190,7 @@ def _refuse_to_commit_a_part(engine: AsyncEngine, backend: Backend) -> None:
             raise PendingRollbackError(
                 "a statement failed, and its transaction with it; its error was caught, and what "
                 "was done before it would be lost in silence. Let the error out, or catch it "
-                "outside of a savepoint: 'with session.begin_nested()'"
+                f"outside of a savepoint: 'with session.begin_nested()'\n{link_to('caught-error')}"
             )
         commit(dbapi_connection)
         _info(dbapi_connection).pop(DOUBTFUL, None)

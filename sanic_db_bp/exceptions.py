@@ -5,17 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+DOCUMENTATION = "https://sanic-db-bp.readthedocs.io/en/latest/"
+"""The site that every error links to."""
+
+
+def link_to(entry: str) -> str:
+    """Return the line that leads from a message to its entry on the page about errors."""
+    return f"(See {DOCUMENTATION}troubleshooting.html#{entry})"
+
 
 class SanicDBError(Exception):
     """Base class of every error that this package raises itself.
 
     Errors of the database keep their own class (``sqlalchemy.exc``); only what a caller of this
     package did, or can change, is told in a subclass of this one.
+
+    Its text ends with a link to its entry in the documentation.
+
+    Args:
+        args: what a subclass tells of; here the message itself.
+        entry: the anchor of the entry, if the message has one of its own.
     """
+
+    entry: str = "troubleshooting"
+    """The anchor of the entry on the page about errors."""
+
+    def __init__(self, *args: object, entry: str | None = None) -> None:
+        super().__init__(*args)
+        if entry is not None:
+            self.entry = entry
+
+    @property
+    def message(self) -> str:
+        """The text without the link, for a log that has one line for each event."""
+        return self._text()
+
+    def _text(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{link_to(self.entry)}"
 
 
 class ConfigurationError(SanicDBError):
     """A setting, an annotation or the way of registration is wrong; raised while the app starts."""
+
+    entry = "when-the-server-starts"
 
 
 @dataclass(frozen=True)
@@ -38,11 +73,13 @@ class InvalidSettings(ConfigurationError):
             because any of them may hold a secret.
     """
 
+    entry = "invalid-settings"
+
     def __init__(self, problems: Sequence[SettingProblem]) -> None:
         super().__init__(problems)
         self.problems = tuple(problems)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         count = len(self.problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         return f"{count} wrong database setting{'s' if count > 1 else ''}:\n{lines}"
@@ -50,6 +87,8 @@ class InvalidSettings(ConfigurationError):
 
 class SessionError(SanicDBError):
     """A session was used in a way that would lose or mix up data."""
+
+    entry = "when-a-session-is-used"
 
 
 class SessionFinished(SessionError):
@@ -59,11 +98,13 @@ class SessionFinished(SessionError):
         database: the name of the database (of the blueprint).
     """
 
+    entry = "session-finished"
+
     def __init__(self, database: str) -> None:
         super().__init__(database)
         self.database = database
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"This session of '{self.database}' is finished: its request or block is over, and its "
             "transaction was committed or rolled back. Work that goes on afterwards (a background "
@@ -79,11 +120,13 @@ class ConcurrentSessionUse(SessionError):
         database: the name of the database (of the blueprint).
     """
 
+    entry = "concurrent-session-use"
+
     def __init__(self, database: str) -> None:
         super().__init__(database)
         self.database = database
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"Two tasks use one session of '{self.database}' at the same time. A session is one "
             "transaction on one connection and does one thing at a time: await the first use "
@@ -100,12 +143,14 @@ class SessionOutsideBridge(SessionError):
         place: where it was used, such as "in a task of its own".
     """
 
+    entry = "session-outside-bridge"
+
     def __init__(self, database: str, place: str) -> None:
         super().__init__(database, place)
         self.database = database
         self.place = place
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"A plain Session of '{self.database}' was used {self.place}, where it cannot wait for "
             "the database without blocking the event loop. Use it in the handler that asked for "
@@ -118,8 +163,7 @@ class SessionOutsideBridge(SessionError):
 class NoCurrentSession(SessionError):
     """There is no request and no block that a current session could belong to."""
 
-    def __str__(self) -> str:
-        return self.args[0] if self.args else "There is no current session."
+    entry = "no-current-session"
 
 
 class ReadOnlySession(SessionError):
@@ -129,11 +173,13 @@ class ReadOnlySession(SessionError):
         database: the name of the database (of the blueprint).
     """
 
+    entry = "read-only-session"
+
     def __init__(self, database: str) -> None:
         super().__init__(database)
         self.database = database
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"A read session of '{self.database}' has changes to write, and it never writes. Ask "
             "for Session or AsyncSession in place of ReadSession or AsyncReadSession."
@@ -148,10 +194,12 @@ class DatabaseUnavailable(SanicDBError):
         reason: what happened, without credentials.
     """
 
+    entry = "database-unavailable"
+
     def __init__(self, database: str, reason: str) -> None:
         super().__init__(database, reason)
         self.database = database
         self.reason = reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"The database '{self.database}' is unavailable: {self.reason}"

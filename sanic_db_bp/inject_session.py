@@ -149,5 +149,6 @@ def _app_among(arguments: Iterable[Any]) -> Sanic[Any, Any]:
     except SanicException:
         raise ConfigurationError(
             "@inject_session cannot tell which app is meant: pass the app or the request to the "
-            "function, or name it: @inject_session(app=app)."
+            "function, or name it: @inject_session(app=app).",
+            entry="which-app",
         ) from None

@@ -69,7 +69,8 @@ class Injectables:
                 f"The databases '{other}' and '{database.name}' both inject "
                 f"{session_class.__name__}: give one of them a subclass, "
                 f"DatabaseBlueprint('{database.name}', session_class=..., "
-                "async_session_class=...)."
+                "async_session_class=...).",
+                entry="same-session-class",
             )
         self.sessions[session_class] = database, form
 
@@ -95,14 +96,16 @@ class Injectables:
         if not self.sessions:
             return ConfigurationError(
                 f"The {place} asks for '{parameter}: {kind}', and the app "
-                f"'{self.app.name}' has no database: register it with app.blueprint(db_bp)."
+                f"'{self.app.name}' has no database: register it with app.blueprint(db_bp).",
+                entry="no-database",
             )
         known = ", ".join(sorted(cls.__name__ for cls in self.sessions))
         return ConfigurationError(
             f"The {place} asks for '{parameter}: {kind}', and no database of the app "
             f"'{self.app.name}' has such a session. There are: {known}. Register the blueprint of "
             "its database, DatabaseBlueprint('<name>', session_class=..., "
-            "async_session_class=...)."
+            "async_session_class=...).",
+            entry="unknown-session",
         )
 
     def constructors(self) -> Iterator[tuple[type, Callable[..., Any]]]:
@@ -309,7 +312,8 @@ def _wrap_websocket(route: Route, planner: _Planner) -> None:
                 f"The websocket handler '{route.name}' asks for '{parameter}: "
                 f"{without_none(annotation).__name__}', which would hold a transaction for as "
                 "long as the socket is open. Ask for 'db: Database' and open 'async with "
-                "db.session() as session' for each message."
+                "db.session() as session' for each message.",
+                entry="session-of-a-websocket",
             )
     wrapped = wrap_websocket(inner, plan)
     wrapped.__annotations__ = _rest(inner, plan)
@@ -373,7 +377,8 @@ def _explain(target: Any, name: str, error: Exception) -> None:
     if any("Session" in str(text) or "Database" in str(text) for text in annotations.values()):
         raise ConfigurationError(
             f"The annotations of {name} cannot be resolved: {error}. What is "
-            "injected must be imported where the app runs, not under TYPE_CHECKING alone."
+            "injected must be imported where the app runs, not under TYPE_CHECKING alone.",
+            entry="unresolved-annotations",
         ) from error
 
 

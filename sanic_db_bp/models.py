@@ -11,6 +11,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapped, Query, Session, mapped_column
 
 from .context import current_session
+from .exceptions import link_to
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -95,7 +96,9 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("this time has no time zone: use datetime.now(UTC)")
+            raise ValueError(
+                f"this time has no time zone: use datetime.now(UTC)\n{link_to('time-without-zone')}"
+            )
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:

@@ -124,6 +124,8 @@ def _give_up(waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
 class PoolExhausted(DatabaseUnavailable, PoolTimeoutError):
     """No connection became free within ``POOL_TIMEOUT``."""
 
+    entry = "pool-exhausted"
+
 
 class FairPool(AsyncAdaptedQueuePool):
     """SQLAlchemy's pool for asyncio, with a fair queue and an error that names the settings.

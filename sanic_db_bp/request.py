@@ -232,7 +232,8 @@ def scope_of(request: Request) -> Scope:
     if not isinstance(request, ScopedRequest):
         raise NoCurrentSession(
             "This request is not one of an app with a database: register the blueprint with "
-            "'app.blueprint(db_bp)' before the server starts."
+            "'app.blueprint(db_bp)' before the server starts.",
+            entry="request-without-database",
         )
     if request.units_of_work is not None:
         return request.units_of_work

@@ -81,7 +81,8 @@ class Scope:
             raise NoCurrentSession(
                 "A websocket handler has no session of its own, as it may stay open for days: "
                 "ask for 'db: Database' and open 'async with db.session() as session' for each "
-                "message."
+                "message.",
+                entry="websocket-without-session",
             )
         unit = database.unit_of_work(isolation_level=self.transaction.isolation, plain=self.plain)
         self.units[database.name] = unit

@@ -75,7 +75,10 @@ class AsyncReadSession(AsyncSession):
 
     async def stream(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: PostgreSQL has no cursors outside of a transaction."""
-        raise SessionError("A read session cannot stream rows. Ask for an AsyncSession to stream.")
+        raise SessionError(
+            "A read session cannot stream rows. Ask for an AsyncSession to stream.",
+            entry="read-session-streams",
+        )
 
     stream_scalars = stream
 

@@ -47,7 +47,7 @@ def _parsed_url(value: Any) -> Any:
     try:
         return parse_url(value)
     except ConfigurationError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(error.message) from None
 
 
 def _parsed_mapping(value: Any) -> Any:

@@ -28,7 +28,7 @@ async def require_head(database: Database) -> None:
         f"Run: sanic <app> exec {database.name}-upgrade"
     )
     if wanted == "refuse":
-        raise ConfigurationError(message)
+        raise ConfigurationError(message, entry="pending-migrations")
     logger.warning(message)
 
 
@@ -80,5 +80,6 @@ async def _allowed(database: Database) -> int | None:
     try:
         return await database.allowed_connections()
     except (DatabaseUnavailable, SQLAlchemyError) as error:
-        logger.info("database %s: its limit of connections is unknown: %s", database.name, error)
+        reason = str(error).partition("\n")[0]
+        logger.info("database %s: its limit of connections is unknown: %s", database.name, reason)
         return None

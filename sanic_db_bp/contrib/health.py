@@ -93,7 +93,8 @@ class HealthBlueprint(Blueprint):
         if unknown:
             raise ConfigurationError(
                 f"HealthBlueprint: the app '{app.name}' has no database "
-                f"{', '.join(sorted(unknown))}. It has: {', '.join(databases_of(app))}."
+                f"{', '.join(sorted(unknown))}. It has: {', '.join(databases_of(app))}.",
+                entry="health-of-no-database",
             )
         if self._at_head:
             for database in self._asked(app):
@@ -152,6 +153,6 @@ async def _check(database: Database, *, at_head: bool) -> Reason | None:
     except PoolExhausted:
         return "pool_exhausted"
     except (SanicDBError, SQLAlchemyError, OSError) as error:
-        logger.warning("database %s: %s", database.name, error)
+        logger.warning("database %s: %s", database.name, str(error).partition("\n")[0])
         return "unavailable"
     return None

@@ -26,7 +26,8 @@ try:
 except ImportError as error:
     raise ConfigurationError(
         "OpenTelemetry needs the package opentelemetry-instrumentation-sqlalchemy. Install it "
-        "with: pip install 'sanic-db-bp[opentelemetry]'"
+        "with: pip install 'sanic-db-bp[opentelemetry]'",
+        entry="missing-package",
     ) from error
 
 SCOPE = "sanic_db_bp"

@@ -30,7 +30,8 @@ try:
 except ImportError as error:
     raise ConfigurationError(
         "Prometheus metrics need the package prometheus-client. Install it with: "
-        "pip install 'sanic-db-bp[prometheus]'"
+        "pip install 'sanic-db-bp[prometheus]'",
+        entry="missing-package",
     ) from error
 
 POOL = PoolName._fields

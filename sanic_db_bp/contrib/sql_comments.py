@@ -71,7 +71,8 @@ def install(
     unknown = [key for key in keys if key not in KEYS]
     if unknown:
         raise ConfigurationError(
-            f"{', '.join(unknown)}: SQL comments have no such key. There are: {', '.join(KEYS)}."
+            f"{', '.join(unknown)}: SQL comments have no such key. There are: {', '.join(KEYS)}.",
+            entry="no-such-key",
         )
     observers_of(app).append(_Comments(keys, values or {}))
 

@@ -74,13 +74,15 @@ class Backend:
         usable = " or ".join(f"'{self.name}+{driver.name}'" for driver in self.drivers)
         raise ConfigurationError(
             f"the driver '{name}' is not an asyncio driver for {self.name}: it would block the "
-            f"event loop. Write {usable}, or leave the driver out"
+            f"event loop. Write {usable}, or leave the driver out",
+            entry="blocking-driver",
         )
 
     def _missing(self, driver: Driver) -> ConfigurationError:
         return ConfigurationError(
             f"the driver '{driver.name}' is not installed. Install it with: "
-            f"pip install 'sanic-db-bp[{driver.extra}]'"
+            f"pip install 'sanic-db-bp[{driver.extra}]'",
+            entry="missing-driver",
         )
 
     def connect_args(

@@ -36,18 +36,24 @@ def parse_url(value: str | URL) -> URL:
     except (ArgumentError, ValueError):
         raise ConfigurationError(
             "not a database URL. Write it as postgresql://user:password@host:5432/name, "
-            "mysql://user:password@host:3306/name or sqlite:///file.db"
+            "mysql://user:password@host:3306/name or sqlite:///file.db",
+            entry="not-a-database-url",
         ) from None
     url = _with_credentials_in_place(url.set(drivername=url.drivername.lower()))
     if url.host and "@" in url.host:
         raise ConfigurationError(
             "the password has a character with a meaning of its own in a URL. Write @ as %40, : as "
-            "%3A and / as %2F, or give the password in PASSWORD"
+            "%3A and / as %2F, or give the password in PASSWORD",
+            entry="password-in-url",
         )
     if url.port is not None and not 0 < url.port < 65536:
-        raise ConfigurationError("the port is not a number from 1 to 65535")
+        raise ConfigurationError(
+            "the port is not a number from 1 to 65535", entry="not-a-database-url"
+        )
     if not str(last_value(url.query.get("connect_timeout", "1"))).isdecimal():
-        raise ConfigurationError("connect_timeout is not a number of seconds")
+        raise ConfigurationError(
+            "connect_timeout is not a number of seconds", entry="not-a-database-url"
+        )
     return backend_of(url).resolve(url)
 
 
@@ -56,7 +62,10 @@ def _with_credentials_in_place(url: URL) -> URL:
     query = dict(url.query)
     user, password = query.pop("user", None), query.pop("password", query.pop("passwd", None))
     if any("pass" in name.lower() for name in query.keys() - {"passfile"}):
-        raise ConfigurationError("a secret does not belong into the query. Give it in CONNECT_ARGS")
+        raise ConfigurationError(
+            "a secret does not belong into the query. Give it in CONNECT_ARGS",
+            entry="secret-in-query",
+        )
     return url.set(
         username=last_value(user) if user else url.username,
         password=last_value(password) if password else url.password,
@@ -76,7 +85,8 @@ def backend_of(url: URL) -> Backend:
     except KeyError:
         raise ConfigurationError(
             f"'{name}' is not a database that this package knows. "
-            f"It knows {', '.join(sorted(BACKENDS))}"
+            f"It knows {', '.join(sorted(BACKENDS))}",
+            entry="unknown-database",
         ) from None
 
 

@@ -10,6 +10,7 @@ from sanic import Sanic
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from sanic_db_bp.contrib.testing import TestTransactionError
 from tests.plugin_project.shop import Item, create_app
 
 App = Sanic[Any, Any]
@@ -56,7 +57,9 @@ async def test_held_up_by_its_own_transaction(app: App) -> None:
 
     async with db.engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
-        with pytest.raises(RuntimeError, match="all that a test does shares one connection"):
+        with pytest.raises(
+            TestTransactionError, match="all that a test does shares one connection"
+        ):
             await asyncio.create_task(read())
     await db.dispose()
 

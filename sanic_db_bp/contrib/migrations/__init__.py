@@ -9,7 +9,8 @@ try:
     import alembic  # noqa: F401
 except ImportError:
     raise ConfigurationError(
-        "Migrations need Alembic. Install it with: pip install 'sanic-db-bp[migrations]'"
+        "Migrations need Alembic. Install it with: pip install 'sanic-db-bp[migrations]'",
+        entry="missing-package",
     ) from None
 
 from .blueprint import MigrationsBlueprint

@@ -88,12 +88,14 @@ class MigrationsBlueprint(Blueprint):
         if database is None:
             raise ConfigurationError(
                 f"Register the blueprint '{plan.database}' with the app '{app.name}' before its "
-                "migrations."
+                "migrations.",
+                entry="migrations-before-their-database",
             )
         if database.find_pending is not None:
             raise ConfigurationError(
                 f"The migrations of '{plan.database}' are registered with the app '{app.name}' "
-                "already."
+                "already.",
+                entry="migrations-registered-twice",
             )
         migrations = Migrations(database, plan.directory, plan.lock_timeout, plan.options)
         database.find_pending = migrations.find_pending

@@ -20,12 +20,7 @@ class MigrationFailed(SanicDBError):
         message: what happened and where; values of a statement are never shown.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+    entry = "migration-failed"
 
 
 @contextmanager

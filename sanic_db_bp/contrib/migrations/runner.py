@@ -162,7 +162,8 @@ class Migrations:
                     return await self._run_on(engine, run, writes=writes, quiet=quiet)
             except MigrationFailed as failure:
                 if writes:
-                    failure.message += f"\n{self.database.name}: {await self._position()}"
+                    position = f"{self.database.name}: {await self._position()}"
+                    failure.args = (f"{failure.message}\n{position}",)
                 raise
 
     async def _run_on(

@@ -107,7 +107,7 @@ class Lender:
         """Return a session on the first database of an app, with its tables."""
         database = default_database(app)
         if database is None:
-            raise ConfigurationError(f"The app '{app.name}' has no database.")
+            raise ConfigurationError(f"The app '{app.name}' has no database.", entry="no-database")
         blueprint = app.blueprints[database.name]
         metadata = blueprint.metadata if isinstance(blueprint, DatabaseBlueprint) else None
         if metadata is not None and database.settings.create_tables:

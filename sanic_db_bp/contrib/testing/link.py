@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from ...bridge import run_in_bridge
 from ...engine import make_engine
+from ...exceptions import SanicDBError
 from .savepoints import SAVEPOINTS
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ OUTERMOST = "sanic_db_test"
 """The savepoint that is there as long as nothing has ended the test's transaction."""
 
 
-class TestTransactionError(RuntimeError):
+class TestTransactionError(SanicDBError):
     """The transaction of a test cannot stand for what the app does."""
 
     __test__ = False
+    entry = "test-transaction"
 
 
 @dataclass(frozen=True)
