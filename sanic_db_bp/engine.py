@@ -21,6 +21,7 @@ from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
 from .exceptions import ConfigurationError, DatabaseUnavailable, link_to
 from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
+from .passwords import rotate
 from .pool import FairPool
 from .settings import DatabaseSettings
 
@@ -79,6 +80,8 @@ def make_engine(
             f"ENGINE_OPTIONS: SQLAlchemy refuses them: {error}", entry="engine-options"
         ) from None
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
+    if password := settings.rotating_password(read_only=read_only):
+        rotate(engine.dialect, password)
     if not backend.one_writer:
         watch(engine.sync_engine, name, settings.pool_timeout)
     _explain_failed_connects(engine, name)

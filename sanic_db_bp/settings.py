@@ -32,6 +32,7 @@ from sqlalchemy.engine import URL
 
 from .dialects import parse_url
 from .exceptions import ConfigurationError, InvalidSettings, SettingProblem
+from .passwords import RotatingPassword
 
 DEFAULT_PREFIX = "SANIC_DB_"
 
@@ -59,6 +60,10 @@ def _parsed_mapping(value: Any) -> Any:
         raise ValueError("not a JSON object") from None
 
 
+def _rotating(value: Any) -> Any:
+    return RotatingPassword(value) if callable(value) else value
+
+
 def _masked(url: URL) -> str:
     return str(url)
 
@@ -68,6 +73,11 @@ DatabaseURL = Annotated[
     BeforeValidator(_parsed_url),
     PlainSerializer(_masked, return_type=str),
     WithJsonSchema({"type": "string", "format": "uri"}),
+]
+Password = Annotated[
+    SecretStr | RotatingPassword,
+    BeforeValidator(_rotating),
+    WithJsonSchema({"type": "string", "format": "password", "writeOnly": True}),
 ]
 Options = Annotated[dict[str, Any], NoDecode, BeforeValidator(_parsed_mapping)]
 
@@ -101,10 +111,16 @@ class DatabaseSettings(BaseSettings):
         ),
         examples=["postgresql://shop@localhost:5432/shop"],
     )
-    password: SecretStr | None = Field(
+    password: Password | None = Field(
         None,
-        description="The password, if it is not part of the URL.",
+        description="The password, if it is not part of the URL. In code also a function that "
+        "returns it, called for each new connection.",
         examples=["change-me"],
+    )
+    password_file: str | None = Field(
+        None,
+        description="A file with the password, read again for each new connection.",
+        examples=["/run/secrets/database-password"],
     )
     read_url: Annotated[DatabaseURL | None, NoDecode] = Field(
         None,
@@ -282,14 +298,38 @@ class DatabaseSettings(BaseSettings):
         secrets = SecretsSettingsSource(settings_cls, secrets_dir=folder, env_prefix=prefix)
         return init_settings, environment, dotenv, secrets
 
+    @field_validator("password_file")
+    @classmethod
+    def _only_source(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("password") is not None:
+            raise ValueError("there is a PASSWORD too; give one of the two")
+        return path
+
     def connection_url(self, *, read_only: bool = False) -> URL | None:
-        """Return the URL to connect to, with the password, or None if there is none."""
+        """Return the URL to connect to, or None if there is none.
+
+        The password is part of it, unless it rotates.
+        """
         url = (self.read_url if read_only else None) or self.url
-        if url is None or self.password is None or (url is self.read_url and url.password):
+        if url is None or not self._takes_password(url):
             return url
-        if url.drivername.startswith("sqlite"):
+        if not isinstance(self.password, SecretStr):
             return url
         return url.set(password=self.password.get_secret_value())
+
+    def rotating_password(self, *, read_only: bool = False) -> RotatingPassword | None:
+        """Return what to ask for the password of each new connection, if it rotates."""
+        url = (self.read_url if read_only else None) or self.url
+        if url is None or not self._takes_password(url):
+            return None
+        if self.password_file is not None:
+            return RotatingPassword(Path(self.password_file))
+        return self.password if isinstance(self.password, RotatingPassword) else None
+
+    def _takes_password(self, url: URL) -> bool:
+        if url.drivername.startswith("sqlite"):
+            return False
+        return not (url is self.read_url and url.password)
 
 
 class _PlainDatabaseURL:

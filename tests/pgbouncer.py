@@ -96,4 +96,4 @@ class PgBouncer(Server):
                 shown = {row["key"]: row["value"] for row in console.execute(self.data_query)}
         except psycopg.Error:
             return False
-        return shown["conffile"] == str(self._configuration)
+        return bool(shown["conffile"] == str(self._configuration))

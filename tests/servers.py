@@ -46,7 +46,7 @@ class Server(ABC):
     """
 
     variable: ClassVar[str]
-    address: ClassVar[str]
+    address: str
     drivers: ClassVar[tuple[str, str]]
     data_query: ClassVar[str]
     stop_signal = signal.SIGTERM

@@ -157,7 +157,7 @@ def test_a_prefix_holds_for_every_source(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("SANIC_REPORTS_POOL_SIZE=4\nSANIC_DB_POOL_SIZE=3\n")
     reports = DatabaseSettings.load("SANIC_REPORTS_", secrets_dir=str(secrets))
     assert reports.pool_size == 4
-    assert reports.password is not None
+    assert isinstance(reports.password, SecretStr)
     assert reports.password.get_secret_value() == SECRET
     with pytest.raises(InvalidSettings) as caught:
         DatabaseSettings.load("SANIC_REPORTS_", pool_size=0)
@@ -192,7 +192,7 @@ def test_the_env_file_may_name_the_secrets_folder(tmp_path: Path) -> None:
     (secrets / "sanic_db_password").write_text(SECRET)
     (tmp_path / ".env").write_text(f"SANIC_DB_SECRETS_DIR={secrets}\n")
     password = DatabaseSettings().password
-    assert password is not None
+    assert isinstance(password, SecretStr)
     assert password.get_secret_value() == SECRET
 
 

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: session variables for timeouts, and the end of cancelled statements."""
+"""MariaDB and MySQL: session variables for timeouts, TLS, and the end of cancelled statements."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from ssl import SSLError
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
@@ -15,6 +16,7 @@ from sqlalchemy.engine import URL
 from ..bridge import run_in_bridge
 from ..exceptions import DatabaseUnavailable
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, execute_each, in_milliseconds
+from .tls import split_tls, tls_context
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
@@ -45,8 +47,12 @@ class MySQL(Backend):
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
     ) -> tuple[URL, dict[str, Any]]:
+        tls, query = split_tls(url.query)
         defaults = {"connect_timeout": CONNECT_TIMEOUT, "charset": "utf8mb4"}
-        return url, {name: value for name, value in defaults.items() if name not in url.query}
+        arguments: dict[str, Any] = {k: v for k, v in defaults.items() if k not in query}
+        if context := tls_context(tls):
+            arguments["ssl"] = context
+        return url.set(query=query), arguments
 
     def prepare(self, engine: Engine, settings: DatabaseSettings, *, read_only: bool) -> None:
         statements = list(self._session_statements(settings, read_only=read_only))
@@ -55,6 +61,7 @@ class MySQL(Backend):
         def set_up(dbapi_connection: Any, _record: object) -> None:
             execute_each(dbapi_connection, statements)
 
+        _insist_on_tls(engine.dialect)
         _kill_cancelled_statements(engine)
 
     def _session_statements(self, settings: DatabaseSettings, *, read_only: bool) -> Iterator[str]:
@@ -104,6 +111,26 @@ class MySQL(Backend):
     def is_whole(self, dbapi_connection: Any) -> bool:
         # The next statement has begun another transaction, as if nothing had been.
         return False
+
+
+def _insist_on_tls(dialect: Any) -> None:
+    """Fail where the drivers would go on in the clear because the server offers no TLS."""
+    connect = dialect.connect
+
+    def connect_in_secret(*args: Any, **arguments: Any) -> Any:
+        try:
+            connection = connect(*args, **arguments)
+        except Exception as error:
+            if isinstance(error.__cause__, SSLError):
+                # aiomysql only says that it could not connect.
+                raise error.__cause__ from None
+            raise
+        if arguments.get("ssl") and not connection.driver_connection._secure:
+            dialect.do_terminate(connection)
+            raise ConnectionError("the server offers no TLS, and sslmode asks for it")
+        return connection
+
+    dialect.connect = connect_in_secret
 
 
 def _kill_cancelled_statements(engine: Engine) -> None:

@@ -6,12 +6,15 @@ import re
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+from ..exceptions import ConfigurationError
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, in_milliseconds, last_value
+from .tls import SYSTEM, tls_context
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -106,7 +109,9 @@ class PostgreSQL(Backend):
             asked_for = re.findall(r"-c\s*([\w.]+)=(\S+)", str(last_value(query.pop("options"))))
             parameters = {**dict(asked_for), **parameters}
         tls = {name: last_value(query.pop(name)) for name in sorted(self._TLS & query.keys())}
-        if tls:
+        if tls.get("sslrootcert") == SYSTEM:
+            arguments["ssl"] = self._trusting_the_system(tls)
+        elif tls:
             # asyncpg reads libpq's own names from a DSN, with libpq's meaning.
             arguments["dsn"] = URL.create("postgresql", query=tls).render_as_string()
         if parameters:
@@ -114,6 +119,12 @@ class PostgreSQL(Backend):
         if settings.pgbouncer:
             arguments["statement_cache_size"] = 0
         return url.set(query=query), arguments
+
+    def _trusting_the_system(self, tls: dict[str, Any]) -> SSLContext | None:
+        # asyncpg takes it for the name of a file.
+        if tls.get("sslmode", "verify-full") != "verify-full":
+            raise ConfigurationError("sslrootcert=system needs sslmode=verify-full")
+        return tls_context(tls)
 
     def _psycopg(
         self, url: URL, parameters: dict[str, str], settings: DatabaseSettings

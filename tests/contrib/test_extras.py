@@ -36,7 +36,16 @@ def test_a_missing_package_is_a_configuration_error_that_names_the_extra(
 
 
 @pytest.mark.parametrize(
-    "part", ["health", "held_connections", "n_plus_one", "server_timing", "sql_comments"]
+    "part",
+    [
+        "errors",
+        "health",
+        "held_connections",
+        "n_plus_one",
+        "pagination",
+        "server_timing",
+        "sql_comments",
+    ],
 )
 def test_the_other_parts_need_no_extra(part: str) -> None:
     """They run with what the package itself depends on."""

@@ -27,6 +27,8 @@ from sanic_db_bp import (
     on_commit,
     transactional,
 )
+from sanic_db_bp.contrib.errors import get_or_404, one_or_404
+from sanic_db_bp.contrib.pagination import KeysetPage, OffsetPage, keyset_page, offset_page
 from sanic_db_bp.models import ActiveRecordMixin, TimestampMixin, class_property
 
 
@@ -217,3 +219,24 @@ def uses_models(user: User) -> None:
 
 def executes_what_a_model_selects(session: Session) -> None:
     assert_type(session.scalars(User.select()).one(), User)
+
+
+def finds_or_answers_404(session: Session) -> None:
+    assert_type(get_or_404(session, User, 1), User)
+    assert_type(one_or_404(session, select(User)), User)
+    assert_type(one_or_404(session, select(User.name)), str)
+
+
+async def finds_or_answers_404_later(session: AsyncSession) -> None:
+    assert_type(await get_or_404(session, User, 1), User)
+    assert_type(await one_or_404(session, select(User)), User)
+
+
+def turns_pages(session: Session) -> None:
+    assert_type(keyset_page(session, select(User), User.name.desc()), KeysetPage[User])
+    assert_type(offset_page(session, select(User)).items, Sequence[User])
+
+
+async def turns_pages_later(session: AsyncSession) -> None:
+    assert_type(await keyset_page(session, select(User), User.name, size=5), KeysetPage[User])
+    assert_type(await offset_page(session, select(User), number=2), OffsetPage[User])
