@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-DOCUMENTATION = "https://sanic-db-bp.readthedocs.io/en/latest/"
-"""The site that every error links to."""
+DOCUMENTATION = "docs/"
+"""Where the pages are that every error links to: in the project, until it has a site."""
 
 
 def link_to(entry: str) -> str:
     """Return the line that leads from a message to its entry on the page about errors."""
-    return f"(See {DOCUMENTATION}troubleshooting.html#{entry})"
+    return f"(See {DOCUMENTATION}troubleshooting.md#{entry})"
 
 
 class SanicDBError(Exception):

@@ -196,10 +196,14 @@ class FairPool(AsyncAdaptedQueuePool):
         return not self.is_closed(record.dbapi_connection.driver_connection)
 
     def _drop(self, record: ConnectionPoolEntry) -> None:
-        if record.dbapi_connection is not None:
-            record.invalidate()
-        self._dec_overflow()
-        self._pool.wake_next()
+        try:
+            if record.dbapi_connection is not None:
+                # Not in the context of the request: what closes a connection has timers.
+                closing = run_in_bridge(record.invalidate)
+                await_only(asyncio.get_running_loop().create_task(closing, context=Context()))
+        finally:
+            self._dec_overflow()
+            self._pool.wake_next()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection is None:

@@ -320,9 +320,10 @@ def use_of(session: Session) -> SessionUse:
 def _guarded_class(session_class: type[S]) -> type[S]:
     namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
     bases: tuple[type, ...] = (session_class,)
-    if session_class is not Session:
+    base: type[Session] = ReadSession if issubclass(session_class, ReadSession) else Session
+    if session_class is not base:
         # What a subclass adds may call super().execute(), which passes by its own guards.
-        bases = (session_class, type("Session", (Session,), _guarded_methods(Session)))
+        bases = (session_class, type("Session", (base,), _guarded_methods(base)))
     guarded = cast(type[S], type(session_class.__name__, bases, namespace))
     event.listen(guarded, "after_begin", _after_begin)
     if not issubclass(session_class, ReadSession):
@@ -336,11 +337,12 @@ def _guarded_class(session_class: type[S]) -> type[S]:
 def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
     methods: dict[str, Any] = {"begin": _joining(session_class.begin)}
     methods |= {name: _alone(getattr(session_class, name)) for name in WAITS_FOR_DATABASE}
-    methods["rollback"] = _forgetting_callbacks(methods["rollback"])
+    methods |= {name: _alone(getattr(session_class, name)) for name in ENDS_SESSION}
+    if not issubclass(session_class, ReadSession):
+        for name in ("rollback", *ENDS_SESSION):
+            methods[name] = _forgetting_callbacks(methods[name])
+    methods |= {name: _unless_finished(methods[name]) for name in ENDS_SESSION}
     methods |= {name: _alive(getattr(session_class, name)) for name in CHANGES_SESSION}
-    for name in ENDS_SESSION:
-        ends = _forgetting_callbacks(_alone(getattr(session_class, name)))
-        methods[name] = _unless_finished(ends)
     return methods
 
 

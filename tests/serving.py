@@ -31,8 +31,13 @@ async def serving(app: Sanic[Any, Any], *, grace: float = 1.0) -> AsyncIterator[
         server: Any = await app.create_server(sock=listening, return_asyncio_server=True)
         # Without it, tasks that a handler adds to the app are put off for ever.
         running = ApplicationServerInfo(settings={}, stage=ServerStage.SERVING)
-        await server.startup()
-        await server.before_start()
+        try:
+            await server.startup()
+            await server.before_start()
+        except BaseException:
+            # Before its socket, or the loop would take the next one of this number for it.
+            await server.close()
+            raise
         try:
             await server.start_serving()
             await server.after_start()

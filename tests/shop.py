@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import httpx
+import pytest
 from sanic import Sanic
 from sqlalchemy import (
     Connection,
@@ -213,6 +215,11 @@ class SlowQuery:
             await eventually(self._begun.is_set, within=5)
         else:
             await eventually(lambda: self._observer.slow_queries() == 1, within=5)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Give what was logged as an error or worse."""
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @contextmanager

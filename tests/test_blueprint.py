@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sanic_db_bp import (
     InvalidSettings,
     ReadSession,
     db_bp,
+    transactional,
 )
 from tests.serving import serving
 
@@ -558,6 +560,24 @@ async def test_one_handler_uses_two_databases_and_each_commits_its_own(two: App)
         assert (await client.post("/plain/204")).status_code == 204
         assert await notes_of(two.ctx.db) == ["db", "plain db"]
         assert await notes_of(two.ctx.reports) == ["reports", "plain reports"]
+
+
+async def test_a_handler_of_two_databases_is_tried_again_as_often_as_it_says(two: App) -> None:
+    """Each handler is wrapped once, however many databases the app has."""
+    runs: list[int] = []
+
+    @two.post("/")
+    @transactional(retries=1)
+    async def handler(request: Request, session: Session) -> HTTPResponse:
+        runs.append(1)
+        busy = sqlite3.OperationalError("database is locked")
+        busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        session.execute(select(1))
+        raise OperationalError("SELECT 1", {}, busy)
+
+    async with serving(two) as client:
+        assert (await client.post("/")).status_code == 500
+    assert len(runs) == 2
 
 
 async def test_read_sessions_of_two_databases_are_kept_apart(two: App) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import NullPool, text
+from sqlalchemy import NullPool, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -404,7 +404,12 @@ async def test_a_connection_opened_again_keeps_no_request_alive(
     engine_of: Engines, database_url: str
 ) -> None:
     """The same holds for one that takes the place of a closed one."""
-    engine = engine_of(database_url, pool_recycle=0, pool_size=1)
+    engine = engine_of(database_url, pool_recycle=3600, pool_size=1)
+
+    @event.listens_for(engine.sync_engine, "checkin", once=True)
+    def age(_dbapi_connection: object, record: Any) -> None:
+        record.starttime -= 7200
+
     assert await ask(engine, "SELECT 1") == [1]
     upload = await asyncio.create_task(in_request(engine))
     await asyncio.sleep(0)
@@ -547,6 +552,8 @@ async def test_transactions_can_be_ended_outside_of_a_greenlet(
     """SQLAlchemy's own clean-up may end a transaction where nothing can be awaited."""
     engine = engine_of(database_url)
     ended: list[str] = []
-    plain = SimpleNamespace(commit=lambda: ended.append(end), rollback=lambda: ended.append(end))
+    plain = SimpleNamespace(
+        commit=lambda: ended.append(end), rollback=lambda: ended.append(end), info={}
+    )
     getattr(engine.dialect, end)(plain)
     assert ended == [end]

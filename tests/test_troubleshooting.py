@@ -163,7 +163,7 @@ def test_the_text_of_an_error_ends_with_its_link() -> None:
     """The message is what it was, and the link has a line of its own."""
     error = ConfigurationError("It is wrong.", entry="no-database")
     assert error.message == "It is wrong."
-    assert str(error) == f"It is wrong.\n(See {DOCUMENTATION}troubleshooting.html#no-database)"
+    assert str(error) == f"It is wrong.\n(See {DOCUMENTATION}troubleshooting.md#no-database)"
     unavailable = DatabaseUnavailable("db", "the connection was lost")
     assert str(unavailable) == f"{unavailable.message}\n{link_to('database-unavailable')}"
     assert unavailable.message.endswith("is unavailable: the connection was lost")

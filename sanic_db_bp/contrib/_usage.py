@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 from ..database import Database
 from ..observers import Observer
@@ -102,11 +102,8 @@ class UsageObserver(Observer):
             event.listen(session_class, "before_commit", self._to_be_committed)
             event.listen(session_class, "after_commit", self._committed)
 
-    def _begun(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
-    ) -> None:
-        if not transaction.nested:
-            session.info[self] = connection.info[self] = _Transaction()
+    def _begun(self, session: Session, _transaction: object, connection: Connection) -> None:
+        session.info[self] = connection.info[self] = _Transaction()
 
     def _to_be_committed(self, session: Session) -> None:
         if self in session.info and not session.in_nested_transaction():

@@ -31,6 +31,8 @@ class PostgreSQL(Backend):
     name = "postgresql"
     spellings = frozenset({"postgres", "postgresql"})
     drivers = (Driver("asyncpg", "postgresql"), Driver("psycopg", "psycopg"))
+
+    _IN_FAILED_TRANSACTION = "25P02"
     # reserved_connections is there from PostgreSQL 16 on.
     connection_limit = """
         SELECT least(
@@ -177,7 +179,10 @@ class PostgreSQL(Backend):
         cursor = dbapi_connection.cursor()
         try:
             cursor.execute("SELECT 1")
-        except Exception:
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != self._IN_FAILED_TRANSACTION:
+                # Such as a lost connection, on which some drivers' COMMIT does nothing at all.
+                raise
             return False
         finally:
             cursor.close()

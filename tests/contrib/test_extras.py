@@ -30,9 +30,9 @@ def test_a_missing_package_is_a_configuration_error_that_names_the_extra(
     program = WITHOUT.format(part=part, package=package)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode != 0
-    (last,) = ended.stderr.splitlines()[-1:]
-    assert last.startswith(f"sanic_db_bp.exceptions.{ConfigurationError.__name__}: ")
-    assert last.endswith(f"pip install 'sanic-db-bp[{part}]'")
+    told, _where = ended.stderr.splitlines()[-2:]
+    assert told.startswith(f"sanic_db_bp.exceptions.{ConfigurationError.__name__}: ")
+    assert told.endswith(f"pip install 'sanic-db-bp[{part}]'")
 
 
 @pytest.mark.parametrize(

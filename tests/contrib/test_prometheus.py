@@ -217,7 +217,7 @@ async def test_a_checkout_that_is_tried_again_counts_once(metered: Metered) -> N
 @on_servers
 async def test_waits_are_timed_and_vain_ones_counted(database_url: str) -> None:
     """A pool of one: the second waits, the third gives up after POOL_TIMEOUT."""
-    metered = Metered(database_url, pool_size=1, max_overflow=0, pool_timeout=0.3)
+    metered = Metered(database_url, pool_size=1, max_overflow=0, pool_timeout=1)
     let_go = asyncio.Event()
 
     async def hold(until: asyncio.Event | None) -> None:
@@ -228,24 +228,25 @@ async def test_waits_are_timed_and_vain_ones_counted(database_url: str) -> None:
 
     async with serving(metered.app):
         before = metered.value("pool_wait_seconds_count", WRITE)
+        waited = metered.value("pool_wait_seconds_sum", WRITE)
         first = asyncio.create_task(hold(let_go))
-        await eventually(lambda: checked_out(metered.app) == 1)
+        await eventually(lambda: checked_out(metered.app) == 1, within=10)
         second = asyncio.create_task(hold(None))
         await asyncio.sleep(0.1)
         let_go.set()
         await asyncio.gather(first, second)
         assert metered.value("pool_wait_seconds_count", WRITE) == before + 2
-        assert 0.09 < metered.value("pool_wait_seconds_sum", WRITE) < 1
+        assert 0.09 < metered.value("pool_wait_seconds_sum", WRITE) - waited < 2
         assert metered.value("pool_failures_total", WRITE) == 0
         let_go.clear()
         first = asyncio.create_task(hold(let_go))
-        await eventually(lambda: checked_out(metered.app) == 1)
+        await eventually(lambda: checked_out(metered.app) == 1, within=10)
         with pytest.raises(Exception, match="POOL_TIMEOUT"):
             await hold(None)
         let_go.set()
         await first
         assert metered.value("pool_failures_total", WRITE) == 1
-        assert metered.value("pool_hold_seconds_sum", WRITE) > 0.35
+        assert metered.value("pool_hold_seconds_sum", WRITE) > 1
 
 
 async def test_a_disposed_engine_goes_on_counting(metered: Metered) -> None:

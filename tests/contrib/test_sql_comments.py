@@ -114,8 +114,7 @@ def test_an_unknown_key_is_a_configuration_error(database_url: str) -> None:
 @on_every_driver_of_servers
 async def test_a_statement_that_has_a_comment_gets_no_other(database_url: str) -> None:
     """Whoever comments by himself has said all, such as another instrumentation."""
-    app = make_app(database_url)
-    sql_comments.install(app, values={"k": lambda: "v"})
+    app = commenting_app(database_url, values={"k": lambda: "v"})
     async with serving(app):
         # PostgreSQL shows the same all through a transaction.
         async with app.ctx.db.session() as session:

@@ -68,6 +68,7 @@ class Player(RuleBasedStateMachine):
         self._numbers = 0
         self.server.observer.run("DELETE FROM item")
         self.server.called.clear()
+        self.server.programs += 1
 
     # --- What has come of it
 
@@ -111,6 +112,10 @@ class Player(RuleBasedStateMachine):
     def _next(self) -> int:
         self._numbers += 1
         return self._numbers
+
+    def _row(self, number: int) -> str:
+        # Never a name again: MariaDB would lock what is around a deleted one.
+        return f"row {number} of program {self.server.programs}"
 
     def _pick(self, which: int, units: list[Unit]) -> Unit:
         unit = units[which % len(units)]

@@ -296,6 +296,7 @@ class ScriptedServer:
         self.scripts: dict[int, Script] = {}
         self.called: list[int] = []
         self.wrong: list[str] = []
+        self.programs = 0
         self._stack = AsyncExitStack()
         self.run(self._start(database_url, pool_size))
 

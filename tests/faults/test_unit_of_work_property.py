@@ -77,7 +77,7 @@ class Requests(Player):
     def insert(self, which: int) -> None:
         """A row is written."""
         unit = self._pick(which, self._working())
-        name = f"row {self._next()}"
+        name = self._row(self._next())
 
         async def insert(stage: Stage) -> None:
             stage.session.add(Item(name=name))
@@ -146,17 +146,18 @@ class Requests(Player):
         """A row and a callback in a savepoint, which is released or rolled back at once."""
         unit = self._pick(which, self._working())
         number = self._next()
+        name = self._row(number)
 
         async def use(stage: Stage) -> None:
             savepoint = await stage.call(stage.session.begin_nested)
             on_commit(lambda: self.server.called.append(number))
-            stage.session.add(Item(name=f"row {number}"))
+            stage.session.add(Item(name=name))
             await stage.call(stage.session.flush)
             await stage.call(savepoint.commit if keep else savepoint.rollback)
 
         def effect() -> None:
             if keep:
-                unit.frames[-1].rows.append(f"row {number}")
+                unit.frames[-1].rows.append(name)
                 unit.frames[-1].callbacks.append(number)
 
         self._statement(unit, use, effect)

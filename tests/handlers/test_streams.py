@@ -1,9 +1,6 @@
 """A streaming handler's session lives to the end of the stream, and its COMMIT comes before it."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -16,43 +13,19 @@ from sqlalchemy.orm import Session
 
 from sanic_db_bp import SessionFinished, on_commit, transactional
 from tests.databases import on_postgresql
+from tests.handlers.streams import Write, add_stream, respond, return_stream
 from tests.serving import serving
 from tests.shop import (
     Item,
     Observer,
     Shop,
     SlowQuery,
-    asgi_serving,
     checked_out,
     doom,
-    make_app,
+    errors,
     raw_client,
     settled,
-    without_garbage_collector,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_garbage_collector() -> Iterator[None]:
-    with without_garbage_collector():
-        yield
-
-
-@pytest.fixture
-def app(database_url: str) -> Shop:
-    """An app with the shop's tables."""
-    return make_app(database_url)
-
-
-@pytest.fixture
-def observer(database_url: str) -> Observer:
-    """Another client of the app's database."""
-    return Observer(database_url)
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Give what was logged as an error or worse."""
-    return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def succeeds(client: httpx.AsyncClient, path: str) -> bool:
@@ -61,62 +34,6 @@ async def succeeds(client: httpx.AsyncClient, path: str) -> bool:
         return (await client.post(path)).is_success
     except httpx.RemoteProtocolError:
         return False
-
-
-Write = Callable[[str], Awaitable[None]]
-Work = Callable[[AsyncSession, Write], Awaitable[None]]
-
-
-async def _respond(request: Request, session: AsyncSession, work: Work, status: int) -> None:
-    response = await request.respond(status=status)
-    await work(session, response.send)
-
-
-async def _respond_and_end(
-    request: Request, session: AsyncSession, work: Work, status: int
-) -> None:
-    response = await request.respond(status=status)
-    await work(session, response.send)
-    await response.eof()
-
-
-async def _respond_and_end_with_data(
-    request: Request, session: AsyncSession, work: Work, status: int
-) -> None:
-    response = await request.respond(status=status)
-    await work(session, response.send)
-    await response.send("", True)
-
-
-async def _return_stream(
-    request: Request, session: AsyncSession, work: Work, status: int
-) -> ResponseStream:
-    async def stream(response: Any) -> None:
-        await work(session, response.write)
-
-    return ResponseStream(stream, status=status)
-
-
-WAYS: dict[str, Any] = {
-    "respond": _respond,
-    "respond_and_end": _respond_and_end,
-    "respond_and_end_with_data": _respond_and_end_with_data,
-    "return_stream": _return_stream,
-}
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> Any:
-    """Each way to stream an answer."""
-    return WAYS[request.param]
-
-
-def add_stream(app: Shop, way: Any, work: Work, status: int = 200) -> None:
-    """Add the route / that streams in the given way."""
-
-    @app.post("/")
-    async def stream(request: Request, session: AsyncSession) -> Any:
-        return await way(request, session, work, status)
 
 
 async def test_the_session_lives_to_the_end(app: Shop, observer: Observer, way: Any) -> None:
@@ -379,7 +296,7 @@ async def test_commit_failure_of_a_stream_of_known_length(
         response = await request.respond(headers={"content-length": "5"})
         await doom(session, observer)
         await response.send("hello")
-        if way is not _respond:
+        if way is not respond:
             await response.eof()
 
     @app.post("/returned")
@@ -391,7 +308,7 @@ async def test_commit_failure_of_a_stream_of_known_length(
         return ResponseStream(run, headers={"content-length": "5"})
 
     async with serving(app) as client:
-        path = "/returned" if way is _return_stream else "/"
+        path = "/returned" if way is return_stream else "/"
         assert not await succeeds(client, path)
         await settled(app, observer)
 
@@ -444,7 +361,7 @@ async def test_a_client_that_leaves_within_the_stream(
     app: Shop, observer: Observer, doing: str
 ) -> None:
     """Nothing is stored and no connection is left behind, whatever the stream is doing."""
-    await _leave(app, observer, _respond, doing)
+    await _leave(app, observer, respond, doing)
 
 
 @on_postgresql
@@ -662,182 +579,3 @@ async def test_on_commit_in_a_stream(app: Shop, observer: Observer, way: Any) ->
     async with serving(app) as client:
         assert (await client.post("/")).text == "ok"
         assert calls == [["apple"]]
-
-
-# --- a body that is read in pieces -----------------------------------------------------------
-
-
-async def _receive(request: Request, session: AsyncSession) -> HTTPResponse:
-    stream: Any = request.stream
-    size = 0
-    async for piece in stream:
-        session.add(Item(name=f"piece {size}"))
-        await session.flush()
-        size += len(piece)
-    return text(str(size))
-
-
-@on_postgresql
-async def test_an_upload_is_committed_at_its_end(app: Shop, observer: Observer) -> None:
-    """A handler that reads the body in pieces is one transaction."""
-
-    @app.post("/", stream=True)
-    async def receive(request: Request, session: AsyncSession) -> HTTPResponse:
-        return await _receive(request, session)
-
-    async def pieces() -> Any:
-        for _ in range(3):
-            yield b"x" * 10
-            await asyncio.sleep(0)
-
-    async with serving(app) as client:
-        assert (await client.post("/", content=pieces())).text == "30"
-        assert "piece 0" in observer.names()
-        await settled(app, observer)
-
-
-async def test_an_upload_that_is_cut_off(app: Shop, observer: Observer) -> None:
-    """A client that leaves within the body of such a handler stores nothing."""
-    reached = asyncio.Event()
-
-    @app.post("/", stream=True)
-    async def receive(request: Request, session: AsyncSession) -> HTTPResponse:
-        session.add(Item(name="begun"))
-        await session.flush()
-        reached.set()
-        return await _receive(request, session)
-
-    async with serving(app) as client, raw_client(client) as leaver:
-        leaver.send("POST / HTTP/1.1\nContent-Length: 100", b"x" * 10)
-        await asyncio.wait_for(reached.wait(), 5)
-        leaver.leave()
-        await settled(app, observer)
-        assert observer.names() == []
-
-
-# --- under ASGI ------------------------------------------------------------------------------
-
-
-@on_postgresql
-async def test_asgi_streams_are_committed_before_their_end(
-    app: Shop, observer: Observer, way: Any
-) -> None:
-    """The row is stored when the last message is sent."""
-    seen: list[list[str]] = []
-
-    async def work(session: AsyncSession, write: Write) -> None:
-        session.add(Item(name="apple"))
-        await session.flush()
-        await write("ok")
-
-    async def look(message: dict[str, Any]) -> None:
-        seen.append(observer.names())
-
-    add_stream(app, way, work)
-    async with asgi_serving(app) as server:
-        answer = await server.request("POST", "/", send=look)
-        assert (answer.status, answer.body, answer.complete) == (200, b"ok", True)
-        assert seen[0] == []
-        assert seen[-1] == ["apple"]
-        await settled(app, observer)
-
-
-@on_postgresql
-async def test_asgi_commit_failure_at_the_end(app: Shop, observer: Observer, way: Any) -> None:
-    """The last message is not sent, so that the server ends the connection."""
-
-    async def work(session: AsyncSession, write: Write) -> None:
-        session.add(Item(name="apple"))
-        await session.flush()
-        await write("begun")
-        await doom(session, observer)
-
-    add_stream(app, way, work)
-    async with asgi_serving(app) as server:
-        answer = await server.request("POST", "/")
-        assert answer.body == b"begun"
-        assert not answer.complete
-        assert observer.names() == []
-        await settled(app, observer)
-
-
-@on_postgresql
-async def test_asgi_failure_within_the_stream(app: Shop, observer: Observer, way: Any) -> None:
-    """The body is not completed, and nothing is stored."""
-
-    async def work(session: AsyncSession, write: Write) -> None:
-        session.add(Item(name="apple"))
-        await session.flush()
-        await write("begun")
-        raise ValueError("broken")
-
-    add_stream(app, way, work)
-    async with asgi_serving(app) as server:
-        answer = await server.request("POST", "/")
-        assert not answer.complete
-        assert observer.names() == []
-        await settled(app, observer)
-
-
-@on_postgresql
-async def test_asgi_client_that_leaves_within_the_stream(
-    app: Shop, observer: Observer, way: Any
-) -> None:
-    """A server that refuses to send any more makes the stream fail, and nothing is stored."""
-
-    async def work(session: AsyncSession, write: Write) -> None:
-        session.add(Item(name="apple"))
-        await session.flush()
-        for _ in range(3):
-            await write("x")
-
-    async def gone(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.body":
-            raise OSError("the client is gone")
-
-    add_stream(app, way, work)
-    async with asgi_serving(app) as server:
-        with suppress(OSError):
-            await server.request("POST", "/", send=gone)
-        await settled(app, observer)
-        assert observer.names() == []
-
-
-async def test_asgi_upload_that_is_cut_off(app: Shop, observer: Observer) -> None:
-    """A handler that reads the body in pieces never commits one that was cut off."""
-
-    @app.post("/", stream=True)
-    async def receive(request: Request, session: AsyncSession) -> HTTPResponse:
-        return await _receive(request, session)
-
-    async with asgi_serving(app) as server:
-        answer = await server.request(
-            "POST",
-            "/",
-            {"type": "http.request", "body": b"half", "more_body": True},
-            headers={"content-length": "8"},
-        )
-        assert answer.status != 200
-        assert observer.names() == []
-        await settled(app, observer)
-
-
-@on_postgresql
-async def test_asgi_stream_after_a_body_that_was_cut_off(
-    app: Shop, observer: Observer, way: Any
-) -> None:
-    """A streamed answer to a truncated body is not committed either."""
-
-    async def work(session: AsyncSession, write: Write) -> None:
-        session.add(Item(name="half"))
-        await session.flush()
-        await write("ok")
-
-    add_stream(app, way, work)
-    async with asgi_serving(app) as server:
-        answer = await server.request(
-            "POST", "/", {"type": "http.request", "body": b"half", "more_body": True}
-        )
-        assert not answer.complete
-        assert observer.names() == []
-        await settled(app, observer)

@@ -1,0 +1,181 @@
+"""What nobody can inject is told at the start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sanic import HTTPResponse, Request, Websocket
+from sanic.views import HTTPMethodView
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from sanic_db_bp import AsyncReadSession, ConfigurationError, ReadSession
+from tests.injection.helpers import App, Handler
+from tests.serving import serving
+
+
+async def error_at_start(app: App) -> str:
+    """Return the text of the error with which the app does not start."""
+    with pytest.raises(ConfigurationError) as caught:
+        async with serving(app):
+            pass
+    return str(caught.value)
+
+
+class ReportsSession(Session):
+    """The session of a database that is not registered."""
+
+
+class ReportsAsyncSession(AsyncSession):
+    """The same, with asyncio."""
+
+
+@pytest.mark.parametrize("form", ["async", "optional", "view", "default"])
+async def test_a_session_of_an_unregistered_database_is_refused_at_start(
+    app: App, form: str
+) -> None:
+    """The error names the handler, the parameter, the class, what there is, and the remedy."""
+
+    async def reports(request: Request, reports_session: ReportsSession) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    async def optional(
+        request: Request, reports_session: ReportsAsyncSession | None
+    ) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    async def default(
+        request: Request, reports_session: ReportsSession | None = None
+    ) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    class Reports(HTTPMethodView):
+        async def get(self, request: Request, reports_session: ReportsSession) -> HTTPResponse:
+            raise AssertionError("not reached")
+
+    handlers: dict[str, Handler] = {
+        "async": reports,
+        "optional": optional,
+        "default": default,
+        "view": Reports.as_view(),
+    }
+    app.add_route(handlers[form], "/reports", name="reports")
+    message = await error_at_start(app)
+    assert "app.reports" in message
+    wanted = "ReportsAsyncSession" if form == "optional" else "ReportsSession"
+    assert f"'reports_session: {wanted}'" in message
+    assert "AsyncReadSession, AsyncSession, ReadSession, Session" in message
+    assert "DatabaseBlueprint('<name>'" in message
+
+
+async def test_an_ambiguous_union_is_refused_at_start(app: App) -> None:
+    """Nobody can tell which of two sessions is meant."""
+
+    @app.get("/either")
+    async def either(request: Request, session: Session | AsyncSession) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    message = await error_at_start(app)
+    assert "app.either" in message
+    assert "'session: " in message
+
+
+async def test_an_unregistered_session_in_a_dependency_stops_the_start(app: App) -> None:
+    """A constructor that asks for a session that nobody has is told at start too."""
+
+    class Reporter:
+        def __init__(self, session: ReportsSession) -> None:
+            raise AssertionError("not reached")
+
+    app.ext.add_dependency(Reporter)
+
+    @app.get("/")
+    async def handler(request: Request, reporter: Reporter) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    with pytest.raises(Exception, match="ReportsSession"):
+        async with serving(app):
+            pass
+
+
+@pytest.mark.parametrize(
+    "wanted", [Session, AsyncSession, ReadSession, AsyncReadSession, Session | None]
+)
+async def test_a_session_in_a_websocket_handler_is_refused_at_start(app: App, wanted: Any) -> None:
+    """The error tells to open a session for each message."""
+
+    async def chat(request: Request, ws: Websocket, session: Any) -> None:
+        raise AssertionError("not reached")
+
+    chat.__annotations__["session"] = wanted
+    app.add_websocket_route(chat, "/chat")
+    message = await error_at_start(app)
+    assert "websocket handler 'app.chat'" in message
+    assert "db.session()" in message
+
+
+UNRESOLVED_MODULE = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sanic import Request, text
+from sanic.views import HTTPMethodView
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+    from sanic_db_bp import Database
+
+async def function(request: Request, session: Session):
+    return text("not reached")
+
+async def socket(request: Request, ws, db: Database):
+    pass
+
+class View(HTTPMethodView):
+    async def get(self, request: Request, session: Session):
+        return text("not reached")
+"""
+
+
+@pytest.mark.parametrize("form", ["function", "socket", "view"])
+async def test_imports_for_type_checking_alone_are_explained_at_start(
+    app: App, load: Callable[[str], Any], form: str
+) -> None:
+    """A name that is not there when the app runs is told with the handler and the remedy."""
+    module = load(UNRESOLVED_MODULE)
+    if form == "function":
+        app.add_route(module.function, "/")
+    elif form == "socket":
+        app.add_websocket_route(module.socket, "/")
+    else:
+        app.add_route(module.View.as_view(), "/", name="view")
+    message = await error_at_start(app)
+    assert f"app.{form}" in message
+    assert "TYPE_CHECKING" in message
+    assert ("Database" if form == "socket" else "Session") in message
+
+
+UNRELATED_MODULE = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sanic import text
+
+if TYPE_CHECKING:
+    from somewhere import Repository
+
+async def handler(request, repository: Repository):
+    return text("not reached")
+"""
+
+
+async def test_other_unresolved_names_stay_errors_of_sanic_ext(
+    app: App, load: Callable[[str], Any]
+) -> None:
+    """A dependency that cannot be resolved stops the start as it does without this package."""
+    app.add_route(load(UNRELATED_MODULE).handler, "/")
+    with pytest.raises(NameError, match="Repository"):
+        async with serving(app):
+            pass
