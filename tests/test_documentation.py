@@ -12,9 +12,11 @@ import ast
 import asyncio
 import contextlib
 import doctest
+import importlib
 import io
 import json
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -34,7 +36,8 @@ from sanic.cli.executor import Executor
 from websockets.asyncio.client import connect
 
 import sanic_db_bp
-from sanic_db_bp import DatabaseSettings
+from sanic_db_bp import DatabaseSettings, contrib
+from sanic_db_bp.contrib import migrations, testing
 from tests.serving import serving
 
 pytest_plugins = ["pytester"]
@@ -374,6 +377,23 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
     page = (PROJECT / "docs" / "reference.md").read_text()
     directive = r"^\.\. (autoclass|autoexception|autofunction|py:data)::"
     assert re.search(rf"{directive} (sanic_db_bp\.models\.)?{name}(\(...\))?$", page, re.M)
+
+
+def public_names_of_contrib() -> list[str]:
+    """The names that the optional parts offer, and the fixtures."""
+    names: list[str] = [*migrations.__all__, *testing.__all__, "HealthBlueprint"]
+    for module in pkgutil.iter_modules(contrib.__path__, "sanic_db_bp.contrib."):
+        if hasattr(importlib.import_module(module.name), "install"):
+            names.append(f"{module.name}.install")
+    plugin = (PROJECT / "pytest_sanic_db_bp.py").read_text()
+    return [*names, *re.findall(r"^def (?!_)(\w+)", plugin, re.M)]
+
+
+@pytest.mark.parametrize("name", public_names_of_contrib())
+def test_every_optional_part_is_in_the_reference(name: str) -> None:
+    """So are the commands' error, the parts that are installed, and the fixtures of the plugin."""
+    page = (PROJECT / "docs" / "reference.md").read_text()
+    assert re.search(rf"^\.\. auto\w+:: ([\w.]+\.)?{re.escape(name)}(\(\))?$", page, re.M)
 
 
 @pytest.mark.parametrize("page", page_ids([*PAGES, PROJECT / "CHANGELOG.md"]))

@@ -56,7 +56,7 @@ def headings() -> list[str]:
 
 def headings_by_anchor() -> dict[str, list[str]]:
     """The entries that stand below each anchor, up to the next one or to the end of the section."""
-    parts = re.split(r"^\((.+)\)=$", PAGE, flags=re.M)[1:]
+    parts = re.split(r'^<a id="(.+)"></a>$', PAGE, flags=re.M)[1:]
     sections = zip(parts[::2], parts[1::2], strict=True)
     return {
         anchor: re.findall(r"^### `?(.+?)`?$", re.split(r"^## ", text, flags=re.M)[0], re.M)

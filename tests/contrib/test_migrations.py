@@ -9,6 +9,7 @@ from sqlalchemy import Column, MetaData, String
 
 from sanic_db_bp import ConfigurationError, DatabaseBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
+from sanic_db_bp.exceptions import link_to
 from tests.contrib.migrated import (
     DIRECTORY,
     VERSIONS,
@@ -36,7 +37,8 @@ def test_the_commands_run_in_processes_of_their_own(tmp_path: Path, database_url
     written = commands.succeed("db-revision", "--message", "create note")
     assert re.search(r"Wrote migrations/db/versions/\w+_create_note\.py\.$", written)
     status, output = commands.run("db-check")
-    assert (status, output.strip()) == (1, "Target database is not up to date.")
+    told = f"Target database is not up to date.\n{link_to('in-migrations')}"
+    assert (status, output.strip()) == (1, told)
     assert commands.succeed("db-upgrade").endswith("(head), create note")
     status, output = commands.run("db-check", WITH_AUTHOR="yes")
     assert status == 1
@@ -133,10 +135,10 @@ async def test_a_failing_migration_is_rolled_back(
     assert SECRET not in message
     observer = Observer(database_url)
     if observer.kind == "mysql":
-        assert message.splitlines()[-1].endswith("good"), "the first migration stays"
+        assert message.splitlines()[-2].endswith("good"), "the first migration stays"
         assert observer.scalar("SELECT count(*) FROM second") == 0
     else:
-        assert message.endswith("\ndb: no migration")
+        assert message.endswith(f"\ndb: no migration\n{link_to('in-migrations')}")
         for table in ("first", "second"):
             with pytest.raises(Exception, match=table):
                 observer.scalar(f"SELECT count(*) FROM {table}")

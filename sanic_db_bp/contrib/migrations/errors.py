@@ -20,7 +20,7 @@ class MigrationFailed(SanicDBError):
         message: what happened and where; values of a statement are never shown.
     """
 
-    entry = "migration-failed"
+    entry = "in-migrations"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class TestTransactionError(SanicDBError):
     """The transaction of a test cannot stand for what the app does."""
 
     __test__ = False
-    entry = "test-transaction"
+    entry = "in-tests"
 
 
 @dataclass(frozen=True)
