@@ -194,7 +194,7 @@ def _check_size(size: int, maximum: int) -> None:
 
 
 def _primary_key(statement: Select[Any]) -> tuple[ColumnElement[Any], ...]:
-    entity = statement.column_descriptions[0]["entity"]
+    entity = statement.column_descriptions[0].get("entity")
     if entity is None:
         raise ConfigurationError("Pages are made of a SELECT of a mapped class, or of its columns.")
     selected = inspect(entity)
