@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 from uuid import UUID
 
 from sanic.exceptions import BadRequest
@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import coercions, operators, roles
+from sqlalchemy.sql import operators
 
 from ..exceptions import ConfigurationError
 from .errors import is_invalid_value
@@ -123,7 +123,7 @@ def offset_page(
     if number < 1 or number * size > LARGEST:
         raise BadRequest("There is no such page.")
     ordered = statement.order_by(*_primary_key(statement))
-    page = ordered.limit(size).offset((number - 1) * size)
+    page = ordered.limit(size).offset(literal((number - 1) * size, BigInteger()))
     count = select(func.count()).select_from(statement.order_by(None).subquery())
 
     def load(plain: Session) -> OffsetPage[Any]:
@@ -194,7 +194,7 @@ def _check_size(size: int, maximum: int) -> None:
 
 
 def _primary_key(statement: Select[Any]) -> tuple[ColumnElement[Any], ...]:
-    entity = statement.column_descriptions[0]["entity"]
+    entity = statement.column_descriptions[0].get("entity")
     if entity is None:
         raise ConfigurationError("Pages are made of a SELECT of a mapped class, or of its columns.")
     selected = inspect(entity)
@@ -250,7 +250,9 @@ def _keys(statement: Select[Any], order_by: Sequence[Any]) -> list[_Key]:
 
 
 def _key(expression: Any) -> _Key:
-    element = cast("ColumnElement[Any]", coercions.expect(roles.OrderByRole, expression))
+    element: ColumnElement[Any] = expression
+    if hasattr(expression, "__clause_element__"):
+        element = expression.__clause_element__()
     descending = False
     if isinstance(element, UnaryExpression) and element.modifier in (
         operators.desc_op,
@@ -263,9 +265,16 @@ def _key(expression: Any) -> _Key:
             f"'{element}' may be NULL, which has no place in an order that every database agrees "
             "on. Order by another column, or by func.coalesce(...) of this one."
         )
-    if element.type.python_type not in _READERS:
+    if _type_in_python(element) not in _READERS:
         raise ConfigurationError(f"'{element}' is of a type that a cursor cannot hold.")
     return _Key(element, descending)
+
+
+def _type_in_python(column: ColumnElement[Any]) -> type | None:
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
 
 
 def _load_keyset(
@@ -364,6 +373,6 @@ _READERS: dict[type, Callable[[Any], Any]] = {
     datetime: datetime.fromisoformat,
     date: date.fromisoformat,
     time: time.fromisoformat,
-    UUID: UUID,
+    UUID: lambda value: UUID(_text(value)),
 }
 """By the type of a column in Python: reads what a cursor has for it, or fails."""
