@@ -119,6 +119,7 @@ class DatabaseSettings(BaseSettings):
     )
     password_file: str | None = Field(
         None,
+        repr=False,
         description="A file with the password, read again for each new connection.",
         examples=["/run/secrets/database-password"],
     )

@@ -854,7 +854,7 @@ async def test_tasks_of_the_app_have_no_current_session(app: App) -> None:
         try:
             current_session()
         except NoCurrentSession as error:
-            found.set_result(str(error))
+            found.set_result(error.message)
 
     for_sanic: Any = task
     app.add_task(for_sanic)
@@ -874,7 +874,7 @@ async def test_outside_there_is_no_current_session() -> None:
         current_session(ReportsSession)
     with pytest.raises(NoCurrentSession):
         on_commit(lambda: None)
-    assert str(NoCurrentSession()) == "There is no current session."
+    assert str(NoCurrentSession()).startswith("There is no current session.")
 
 
 async def test_a_request_of_an_app_without_a_database_has_no_current_session() -> None:
@@ -904,7 +904,7 @@ async def test_a_websocket_has_no_current_session(app: App) -> None:
             try:
                 find()
             except NoCurrentSession as error:
-                messages.append(str(error))
+                messages.append(error.message)
         async with db.session() as session:
             assert current_session() is session
         await ws.send("\n".join(messages))

@@ -658,10 +658,8 @@ async def test_disposal_cuts_off_what_takes_too_long(database: Database) -> None
 
 
 @pytest.mark.parametrize("own_server", ["postgresql"], indirect=True)
-async def test_disposal_is_bounded_if_the_server_is_frozen(
-    own_server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A connection that cannot be closed in order is left, and the log says so."""
+async def test_disposal_is_bounded_if_the_server_is_frozen(own_server: Server) -> None:
+    """A connection that cannot be closed in order is cut."""
     database = Database(settings(own_server.new_database()))
     async with database.session() as session:
         process: int = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
@@ -671,7 +669,6 @@ async def test_disposal_is_bounded_if_the_server_is_frozen(
             await database.dispose(within=0.1)
     finally:
         os.kill(process, signal.SIGCONT)
-    assert "closing the connections of postgresql+asyncpg://" in caplog.text
 
 
 @on_every_driver

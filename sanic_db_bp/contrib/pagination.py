@@ -196,7 +196,9 @@ def _check_size(size: int, maximum: int) -> None:
 def _primary_key(statement: Select[Any]) -> tuple[ColumnElement[Any], ...]:
     entity = statement.column_descriptions[0].get("entity")
     if entity is None:
-        raise ConfigurationError("Pages are made of a SELECT of a mapped class, or of its columns.")
+        raise ConfigurationError(
+            "Pages are made of a SELECT of a mapped class, or of its columns.", entry="pages"
+        )
     selected = inspect(entity)
     mapper = selected.mapper
     properties = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
@@ -263,10 +265,13 @@ def _key(expression: Any) -> _Key:
     if getattr(element, "nullable", False):
         raise ConfigurationError(
             f"'{element}' may be NULL, which has no place in an order that every database agrees "
-            "on. Order by another column, or by func.coalesce(...) of this one."
+            "on. Order by another column, or by func.coalesce(...) of this one.",
+            entry="pages",
         )
     if _type_in_python(element) not in _READERS:
-        raise ConfigurationError(f"'{element}' is of a type that a cursor cannot hold.")
+        raise ConfigurationError(
+            f"'{element}' is of a type that a cursor cannot hold.", entry="pages"
+        )
     return _Key(element, descending)
 
 
@@ -308,7 +313,9 @@ def _load_keyset(
 
 def _encoded(direction: Literal["next", "previous"], values: Sequence[Any]) -> str:
     if any(value is None for value in values):
-        raise ConfigurationError("A row has NULL for a column that pages are ordered by.")
+        raise ConfigurationError(
+            "A row has NULL for a column that pages are ordered by.", entry="pages"
+        )
     plain = [value if isinstance(value, bool | int | float) else str(value) for value in values]
     text = json.dumps([direction[0], *plain], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")

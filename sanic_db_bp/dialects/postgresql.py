@@ -123,7 +123,7 @@ class PostgreSQL(Backend):
     def _trusting_the_system(self, tls: dict[str, Any]) -> SSLContext | None:
         # asyncpg takes it for the name of a file.
         if tls.get("sslmode", "verify-full") != "verify-full":
-            raise ConfigurationError("sslrootcert=system needs sslmode=verify-full")
+            raise ConfigurationError("sslrootcert=system needs sslmode=verify-full", entry="tls")
         return tls_context(tls)
 
     def _psycopg(

@@ -58,7 +58,8 @@ def split_tls(query: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]
         elif name.startswith("ssl"):
             raise ConfigurationError(
                 f"{name} is not a parameter of TLS that this package knows. It knows sslmode, "
-                "sslrootcert, sslcert and sslkey; for more, give an ssl.SSLContext in CONNECT_ARGS"
+                "sslrootcert, sslcert and sslkey; for more, give an ssl.SSLContext in CONNECT_ARGS",
+                entry="tls",
             )
         else:
             others[name] = value
@@ -86,7 +87,9 @@ def tls_context(parameters: Mapping[str, str]) -> SSLContext | None:
             context.load_cert_chain(parameters["sslcert"], parameters.get("sslkey"))
     except (OSError, SSLError) as error:
         files = "sslrootcert, sslcert or sslkey"
-        raise ConfigurationError(f"{files}: the file cannot be used: {error}") from None
+        raise ConfigurationError(
+            f"{files}: the file cannot be used: {error}", entry="tls"
+        ) from None
     context.check_hostname = mode == "verify-full" or root == SYSTEM
     if mode == "require" and root is None:
         context.verify_mode = CERT_NONE
@@ -99,5 +102,5 @@ def _mode(name: str) -> str:
     except KeyError:
         known = "disable, require, verify-ca, verify-full"
         raise ConfigurationError(
-            f"sslmode is none of those that are possible here: {known}"
+            f"sslmode is none of those that are possible here: {known}", entry="tls"
         ) from None
