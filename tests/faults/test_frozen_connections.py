@@ -44,7 +44,11 @@ async def test_idle_connections_are_closed_all_at_once(
     async with proxied(target.url) as proxy, _behind(proxy, pool_size=IDLE) as database:
         await _fill_pool(database)
         proxy.freeze()
+        before = asyncio.all_tasks()
         await database.dispose(within=0)
+        if closing := asyncio.all_tasks() - before:
+            _, left = await asyncio.wait(closing, timeout=2)
+            assert not left
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
