@@ -2172,10 +2172,13 @@ async def test_asgi_request_that_is_cancelled_in_response_middleware(
 ) -> None:
     """What the handler did stays; the session of the middleware is ended though nobody answers."""
     reached = asyncio.Event()
+    # Kept alive, or Python would end the session with it.
+    kept: list[Request] = []
 
     @app.middleware("response")
     async def after(request: Request, response: BaseHTTPResponse) -> None:
         await use_session(request, "after")
+        kept.append(request)
         reached.set()
         await asyncio.sleep(5)
 
