@@ -173,7 +173,7 @@ class FinishingResponse(BaseHTTPResponse):
             if bool(end_stream) or (data is None and end_stream is None):
                 await self._finish(request)
                 if request.units_of_work.broken:
-                    _cut_off(request)
+                    # Sanic closes a connection on which an answer was not completed.
                     return
             elif not request.is_answered:
                 # A client that knows the length would not wait for the COMMIT.
@@ -187,12 +187,6 @@ class FinishingResponse(BaseHTTPResponse):
         except BaseException as error:
             scope.commit_failed(request, error)
             raise
-
-
-def _cut_off(request: Request) -> None:
-    # An ASGI server ends a response that was not completed by itself.
-    if not request.app.asgi and request.transport is not None:
-        request.transport.close()
 
 
 def finishing(response: BaseHTTPResponse) -> None:

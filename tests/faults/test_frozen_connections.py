@@ -1,0 +1,80 @@
+"""Single connections that are opened, used and closed over a network that is slow or frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+
+from sanic_db_bp import Database, DatabaseSettings
+from sanic_db_bp.liveness import LOOK_EVERY
+from tests.faults.databases import SERVERS, Target
+from tests.proxy import Proxy, proxied
+
+pytestmark = pytest.mark.parametrize("target", SERVERS, indirect=True)
+
+IDLE = 5
+
+
+@asynccontextmanager
+async def _behind(proxy: Proxy, **settings: object) -> AsyncIterator[Database]:
+    database = Database(DatabaseSettings(env_file=None, url=proxy.url, **settings))
+    try:
+        yield database
+    finally:
+        proxy.thaw()
+        await database.dispose(within=0)
+
+
+async def _fill_pool(database: Database) -> None:
+    connections = [database.engine.connect() for _ in range(IDLE)]
+    await asyncio.gather(*(connection.start() for connection in connections))
+    await asyncio.gather(*(connection.close() for connection in connections))
+    assert database.pool_status()["idle"] == IDLE
+
+
+async def test_idle_connections_are_closed_all_at_once(
+    target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody answers their goodbye: they are cut together, which is no failure to be logged."""
+    async with proxied(target.url) as proxy, _behind(proxy, pool_size=IDLE) as database:
+        await _fill_pool(database)
+        proxy.freeze()
+        before = asyncio.all_tasks()
+        await database.dispose(within=0)
+        if closing := asyncio.all_tasks() - before:
+            _, left = await asyncio.wait(closing, timeout=2)
+            assert not left
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_cancelled_statement_does_not_wait_for_its_driver(target: Target) -> None:
+    """A driver that asks the server to cancel is cancelled itself, by the second look."""
+    async with proxied(target.url) as proxy, _behind(proxy) as database:
+        await database.ping()
+        proxy.freeze()
+        waiting = asyncio.create_task(_execute(database))
+        await asyncio.sleep(0.2)
+        cancelled = time.monotonic()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        # Psycopg would wait for five seconds.
+        assert time.monotonic() - cancelled < 4 * LOOK_EVERY
+        assert database.pool_status()["checked_out"] == 0
+
+
+async def _execute(database: Database) -> None:
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+
+
+async def test_opening_may_take_longer_than_waiting(target: Target) -> None:
+    """However short ``POOL_TIMEOUT`` is, a database that is there is reached."""
+    async with proxied(target.url) as proxy, _behind(proxy, pool_timeout=0.1) as database:
+        proxy.there = proxy.back = 0.03
+        assert await database.ping() > 0.1
