@@ -85,12 +85,10 @@ class Commands:
         )
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run a command; returns its exit status, and its output without the link to the docs."""
+        """Run a command; returns its exit status and its output."""
         process = self.start(*arguments, **environment)
         output, _ = process.communicate(timeout=PATIENCE)
-        lines = output.splitlines(keepends=True)
-        told = "".join(line for line in lines if not line.startswith("(See docs/"))
-        return process.returncode, told
+        return process.returncode, output
 
     def succeed(self, *arguments: str, **environment: str) -> str:
         """Run a command that has to succeed; returns its output."""
