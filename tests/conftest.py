@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 from sanic import Sanic
+from sanic.touchup.service import TouchUp
 
 from tests.databases import SCHEMES, EmptyDatabases, drivers_for
 from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
@@ -98,6 +99,9 @@ def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sanic, "test_mode", True)
     monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
+    # A start leaves the signals out of Sanic's own code that its app does not handle.
+    for target, method in TouchUp._registry:
+        monkeypatch.setattr(target, method, getattr(target, method))
 
 
 def pytest_collection_finish() -> None:
