@@ -24,7 +24,10 @@ from sqlalchemy.util.concurrency import in_greenlet
 __all__ = [
     "await_only",
     "bridged",
+    "bridged_task",
+    "current_task",
     "deliver_cancellation",
+    "held_back",
     "in_greenlet",
     "run_in_bridge",
     "run_uninterrupted",
@@ -37,16 +40,16 @@ T = TypeVar("T")
 
 async def run_in_bridge(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a plain function so that what it does with a ``Session`` never blocks the event loop."""
-    return await _run(partial(function, *args, **kwargs))
+    return await _run(partial(function, **kwargs) if kwargs else function, args)
 
 
 def bridged(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine in whose own frames a plain ``Session`` may be used."""
-    return _run(partial(_step_to_end, coroutine))
+    return _run(_step_to_end, (coroutine,))
 
 
 class _Worker(greenlet):
-    """A greenlet that runs one job after another.
+    """A greenlet that calls one function after another.
 
     A new greenlet costs more than most handlers: Python maps memory for its frames.
     """
@@ -56,19 +59,20 @@ class _Worker(greenlet):
 
     def __init__(self) -> None:
         super().__init__(self._work)
+        self.task: asyncio.Task[Any] | None = None
         self.result: Any = None
         self.raised: BaseException | None = None
         self.uninterrupted_within: float | None = None
 
-    def _work(self, job: Callable[[], Any]) -> None:
+    def _work(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         while True:
             try:
-                self.result = job()
+                self.result = function(*arguments)
             except BaseException as error:
                 self.raised = error
-            del job
+            del function, arguments
             assert self.parent is not None
-            job = self.parent.switch(_DONE)
+            function, arguments = self.parent.switch(_DONE)
 
 
 class _Idle(threading.local):
@@ -83,12 +87,13 @@ MOST_IDLE = 128
 """Workers that are kept for later; each holds about 20 KiB."""
 
 
-async def _run(job: Callable[[], T]) -> T:
+async def _run(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     workers = _idle.workers
     worker = workers.pop() if workers else _Worker()
     worker.parent = driver = getcurrent()
     worker.gr_context = driver.gr_context
-    waits_for = worker.switch(job)
+    worker.task = driver.task if type(driver) is _Worker else current_task()
+    waits_for = worker.switch(function, arguments)
     while waits_for is not _DONE:
         if worker.uninterrupted_within is not None:
             waits_for = _Uninterrupted(waits_for, worker.uninterrupted_within)
@@ -99,7 +104,7 @@ async def _run(job: Callable[[], T]) -> T:
         else:
             waits_for = worker.switch(value)
     result, error = worker.result, worker.raised
-    worker.result = worker.raised = worker.gr_context = None
+    worker.task = worker.result = worker.raised = worker.gr_context = None
     if len(workers) < MOST_IDLE:
         workers.append(worker)
     if error is None:
@@ -112,6 +117,23 @@ async def _run(job: Callable[[], T]) -> T:
         error.__context__ = context
         # Errors kept here would make a reference cycle with their own tracebacks.
         del error, context
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs, or None in a thread without an event loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def bridged_task() -> asyncio.Task[Any] | None:
+    """Return the task on whose behalf plain code runs in the bridge, or None outside of it."""
+    worker = getcurrent()
+    if type(worker) is _Worker:
+        # asyncio's own look-up costs more, and this is asked for each statement.
+        return worker.task
+    return current_task() if in_greenlet() else None
 
 
 class _Suspension:
@@ -199,11 +221,15 @@ class _Uninterrupted(Awaitable[T]):
                 self._hold_back()
             return True
         future._asyncio_future_blocking = False
-        while not future.done() and not self._is_late():
-            woken = future.get_loop().create_future()
+        loop = future.get_loop()
+        while not future.done():
+            deadline = self._deadline
+            if deadline is not None and loop.time() >= deadline:
+                return False
+            woken = loop.create_future()
             wake = partial(_wake, woken)
             future.add_done_callback(wake)
-            timer = self._timer(wake)
+            timer = None if deadline is None else loop.call_at(deadline, wake, context=Context())
             try:
                 yield from woken
             except asyncio.CancelledError:
@@ -212,20 +238,12 @@ class _Uninterrupted(Awaitable[T]):
                 future.remove_done_callback(wake)
                 if timer is not None:
                     timer.cancel()
-        return future.done()
+        return True
 
     def _hold_back(self) -> None:
         self._cancellations += 1
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._within
-
-    def _timer(self, wake: Callable[[], None]) -> asyncio.TimerHandle | None:
-        if self._deadline is None:
-            return None
-        return asyncio.get_running_loop().call_at(self._deadline, wake, context=Context())
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline
 
 
 def _wake(woken: asyncio.Future[None], *_: object) -> None:
@@ -262,30 +280,33 @@ class _Steps:
         return self._rest
 
 
-def run_uninterrupted(function: Callable[[], T], *, within: float) -> T:
+def run_uninterrupted(function: Callable[[T], None], argument: T, *, within: float) -> None:
     """Call a plain function to its end even if the task is cancelled; runs in the bridge.
 
     Args:
         function: what has to reach its end.
+        argument: what it is called with.
         within: seconds that it may still take after a cancellation; see :func:`uninterrupted`.
     """
     worker = getcurrent()
     if not isinstance(worker, _Worker) or worker.uninterrupted_within is not None:
-        return await_only(uninterrupted(run_in_bridge(function), within=within))
+        await_only(uninterrupted(run_in_bridge(function, argument), within=within))
+        return
     worker.uninterrupted_within = within
     try:
-        return function()
+        function(argument)
     finally:
         worker.uninterrupted_within = None
 
 
-_held_back: set[asyncio.Task[Any]] = set()
+held_back: set[asyncio.Task[Any]] = set()
+"""The tasks that :func:`deliver_cancellation` has something to deliver to."""
 
 
 def _deliver_again(cancellations: int) -> None:
     task = cast("asyncio.Task[Any]", asyncio.current_task())
-    _held_back.add(task)
-    task.add_done_callback(_held_back.discard)
+    held_back.add(task)
+    task.add_done_callback(held_back.discard)
     for _ in range(cancellations):
         task.uncancel()
         task.cancel()
@@ -297,11 +318,11 @@ def deliver_cancellation() -> None:
     One that was taken back meanwhile, such as by ``asyncio.timeout``, is dropped: before Python
     3.13 it would come up at some later suspension.
     """
-    if not _held_back:
+    if not held_back:
         return
     task = cast("asyncio.Task[Any]", asyncio.current_task())
-    if task in _held_back:
-        _held_back.discard(task)
+    if task in held_back:
+        held_back.discard(task)
         try:
             await_only(asyncio.sleep(0))
         except asyncio.CancelledError:

@@ -26,7 +26,8 @@ from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .observers import FindOrigin, Observer
 from .pool import FairPool
-from .sessions import AsyncReadSession, ReadSession, SessionFactory
+from .session_factory import SessionFactory
+from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
 from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
-from functools import partial
 from reprlib import Repr
 from typing import Any, cast
 
 from sqlalchemy import Dialect, event
-from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError, PendingRollbackError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .bridge import await_only, in_greenlet, run_in_bridge, run_uninterrupted
-from .dialects import CONNECT_TIMEOUT, Backend, backend_of, in_autocommit
-from .exceptions import ConfigurationError, DatabaseUnavailable, link_to
+from .bridge import await_only, run_in_bridge
+from .commit import guard_commits
+from .dialects import CONNECT_TIMEOUT, Backend, backend_of
+from .exceptions import ConfigurationError, DatabaseUnavailable
 from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
 from .passwords import rotate
@@ -26,12 +24,6 @@ from .pool import FairPool
 from .settings import DatabaseSettings
 
 logger = logging.getLogger("sanic.root.db")
-
-DOUBTFUL = "sanic_db_bp_doubtful"
-"""The mark of a connection on which a statement has failed."""
-
-FINISH_WITHIN = 2.0
-"""Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
 
 _SHORT = Repr()
 _SHORT.maxdict = _SHORT.maxtuple = _SHORT.maxlist = 20
@@ -82,12 +74,15 @@ def make_engine(
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
     if password := settings.rotating_password(read_only=read_only):
         rotate(engine.dialect, password)
+    transactions = not read_only or settings.pgbouncer
     if not backend.one_writer:
-        watch(engine.sync_engine, name, settings.pool_timeout)
+        patience = settings.pool_timeout
+        stop = watch(engine.sync_engine, name, patience, transactions=transactions)
+        if isinstance(engine.pool, FairPool):
+            type(engine.pool).on_dispose += (stop,)
     _explain_failed_connects(engine, name)
-    if not read_only or settings.pgbouncer:
-        _refuse_to_commit_a_part(engine, backend)
-        _end_transactions_despite_cancellation(engine.dialect)
+    if transactions:
+        guard_commits(engine, backend)
     if settings.slow_query_ms is not None:
         _log_slow_statements(engine, settings, name, origin)
     return engine
@@ -147,71 +142,6 @@ def _explain_failed_connects(engine: AsyncEngine, name: str) -> None:
             raise DatabaseUnavailable(
                 name, f"connecting failed: {type(error).__name__}: {reason}"
             ) from error
-
-
-def _end_transactions_despite_cancellation(dialect: Dialect) -> None:
-    commit, rollback = dialect.do_commit, dialect.do_rollback
-
-    def commit_or_roll_back(dbapi_connection: Any) -> None:
-        try:
-            commit(dbapi_connection)
-        except BaseException:
-            # In SQLite the transaction goes on after a failed COMMIT, and SQLAlchemy takes it for
-            # ended; elsewhere this does nothing.
-            with suppress(Exception):
-                rollback(dbapi_connection)
-            raise
-
-    setattr(dialect, "do_commit", _uncancelled(commit_or_roll_back))  # noqa: B010
-    setattr(dialect, "do_rollback", _uncancelled(rollback))  # noqa: B010
-
-
-def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
-    def run(dbapi_connection: Any) -> None:
-        if in_greenlet():
-            run_uninterrupted(partial(method, dbapi_connection), within=FINISH_WITHIN)
-        else:
-            method(dbapi_connection)
-
-    return run
-
-
-def _refuse_to_commit_a_part(engine: AsyncEngine, backend: Backend) -> None:
-    """Fail the COMMIT of a transaction that ended at a failed statement whose error was caught."""
-    commit, rollback = engine.dialect.do_commit, engine.dialect.do_rollback
-
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def note(context: ExceptionContext) -> None:
-        connection = context.connection
-        if connection is None or connection.closed or in_autocommit(connection):
-            return
-        if backend.may_end_transaction(context.original_exception):
-            connection.info[DOUBTFUL] = True
-
-    def commit_what_is_whole(dbapi_connection: Any) -> None:
-        if DOUBTFUL in _info(dbapi_connection) and not backend.is_whole(dbapi_connection):
-            raise PendingRollbackError(
-                "a statement failed, and its transaction with it; its error was caught, and what "
-                "was done before it would be lost in silence. Let the error out, or catch it "
-                f"outside of a savepoint: 'with session.begin_nested()'\n{link_to('caught-error')}"
-            )
-        commit(dbapi_connection)
-        _info(dbapi_connection).pop(DOUBTFUL, None)
-
-    def roll_back(dbapi_connection: Any) -> None:
-        _info(dbapi_connection).pop(DOUBTFUL, None)
-        rollback(dbapi_connection)
-
-    setattr(engine.dialect, "do_commit", commit_what_is_whole)  # noqa: B010
-    setattr(engine.dialect, "do_rollback", roll_back)  # noqa: B010
-
-
-def _info(dbapi_connection: Any) -> dict[Any, Any]:
-    try:
-        return cast("dict[Any, Any]", dbapi_connection.info)
-    except NotImplementedError:
-        # Of the connection by which SQLAlchemy gets to know the database.
-        return {}
 
 
 def _log_slow_statements(

@@ -7,7 +7,6 @@ import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, TypeVar
 
@@ -17,14 +16,13 @@ from sqlalchemy.exc import DBAPIError
 
 from .bridge import bridged, run_in_bridge
 from .exceptions import DatabaseUnavailable
-from .request import PLANS, ScopedRequest, scope_of
-from .scope import AS_SET, Scope, Transaction
+from .plan import NO_PLAN, PLANS, Handler, Plan, Transaction, Wrapped
+from .request import ScopedRequest, scope_of
+from .scope import Scope
 
 logger = logging.getLogger("sanic.root.db")
 
 F = TypeVar("F", bound=Callable[..., Any])
-Handler = Callable[..., Any]
-Provider = Callable[[Scope], Any]
 
 LONGEST_PAUSE = 1.0
 """Seconds that a handler waits at most before it runs again."""
@@ -58,61 +56,6 @@ def transactional(
     return mark
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the wrapper of a handler has to do.
-
-    Args:
-        providers: the parameters that this package injects, and where each comes from.
-        uses_sessions: whether the handler, or a dependency of it, asks for a session.
-        plain: whether what it asks for is a plain session.
-        transaction: how its transaction is to be.
-        dependencies: what sanic-ext injects, computed anew for another run.
-        dependency_names: the parameters that it injects.
-    """
-
-    providers: Mapping[str, Provider] = field(default_factory=dict)
-    uses_sessions: bool = False
-    plain: bool = False
-    transaction: Transaction = AS_SET
-    dependencies: Callable[[Request, dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
-    dependency_names: frozenset[str] = frozenset()
-
-    @property
-    def needs_bridge(self) -> bool:
-        """Whether calls run in the bridge, or are just watched."""
-        return self.uses_sessions or bool(self.providers) or self.transaction != AS_SET
-
-    async def arguments_again(
-        self, request: Request, scope: Scope, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Return the injected arguments for another run, with sessions of its own."""
-        own = {name: provide(scope) for name, provide in self.providers.items()}
-        if self.dependencies is None:
-            return own
-        return {**own, **await self.dependencies(request, kwargs)}
-
-    def prepare(self, scope: Scope) -> None:
-        """Tell the request's units of work how the handler wants them."""
-        scope.transaction = self.transaction
-        scope.plain = self.plain
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """The original of a wrapped handler, and the plan for each method (``None``: for all)."""
-
-    original: Handler
-    plans: Mapping[str | None, Plan]
-
-    def plan(self, request: Request) -> Plan:
-        """Return the plan for a request."""
-        return self.plans.get(request.method) or self.plans.get(None) or NO_PLAN
-
-
-NO_PLAN = Plan()
-
-
 def wrap(handler: Handler, plans: Mapping[str | None, Plan]) -> Handler:
     """Return the handler that sees to the units of work of each call."""
     wrapped = Wrapped(handler, plans)
@@ -130,7 +73,7 @@ def _watched(wrapped: Wrapped) -> Handler:
     async def call(request: Any, *args: Any, **kwargs: Any) -> Any:
         request._handling = True
         if request.units_of_work is not None:
-            request.units_of_work.reached()
+            request.units_of_work.reached(NO_PLAN)
         try:
             response = handler(request, *args, **kwargs)
             if isawaitable(response):
@@ -158,9 +101,7 @@ def _in_bridge(wrapped: Wrapped) -> Handler:
     def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         request._handling = True
         scope = request.scoped()
-        scope.reached()
-        plan = wrapped.plan(request)
-        plan.prepare(scope)
+        scope.reached(plan := wrapped.plans.get(None) or wrapped.plan(request))
         return bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
 
     return call
@@ -323,7 +264,7 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
 
     async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
         scope = scope_of(request)
-        scope.reached()
+        scope.reached(plan)
         await run_in_bridge(scope.finish, good=True)
         scope.handling = False
         scope.websocket = True

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .bridge import in_greenlet, run_in_bridge
+from .bridge import bridged_task, run_in_bridge
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -46,7 +46,9 @@ _OPTIONS = {
 }
 
 
-def watch(engine: Engine, name: str, patience: float) -> None:
+def watch(
+    engine: Engine, name: str, patience: float, *, transactions: bool = True
+) -> Callable[[], None]:
     """See to it that no statement, COMMIT, ROLLBACK or close waits for a server that is gone.
 
     Args:
@@ -54,14 +56,23 @@ def watch(engine: Engine, name: str, patience: float) -> None:
         name: the database's name in logs.
         patience: seconds that a statement may take before the server is asked whether it is there;
             while it answers, the statement goes on.
+        transactions: whether there is a COMMIT or ROLLBACK to wait for, other than in autocommit.
+
+    Returns:
+        What ends the watch, to be called when the engine is disposed.
     """
     server = _Server(engine, name, patience)
     dialect: Any = engine.dialect
     for method in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_cursor))
-    for method in ("do_commit", "do_rollback", "do_close"):
+    for method in ("do_commit", "do_rollback", "do_close") if transactions else ("do_close",):
         setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_adapter))
     event.listen(engine, "connect", _keep_alive)
+    return server.stop
+
+
+_Wait = tuple[Any, Callable[[Any], Any], "asyncio.Task[Any]", int, float]
+"""The arguments of a :class:`_Watch`: of most calls one is never made."""
 
 
 class _Server:
@@ -71,18 +82,19 @@ class _Server:
         self._patience = patience
         self._name = name
         self._dialect = engine.dialect
-        self._waiting: set[_Watch] = set()
-        self._doubting: set[_Watch] = set()
+        self._waiting: set[_Wait] = set()
+        self._watches: dict[_Wait, _Watch] = {}
+        self._doubting: set[_Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._way: tuple[Any, Any] = ((), {})
         self._question: asyncio.Task[None] | None = None
         event.listen(engine, "do_connect", self._remember)
-        event.listen(engine, "engine_disposed", self._stop)
 
     def _remember(self, _dialect: object, _record: object, args: Any, arguments: Any) -> None:
         self._way = (args, arguments)
 
-    def _stop(self, _engine: object) -> None:
+    def stop(self) -> None:
+        """Look no more, and ask no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -93,19 +105,21 @@ class _Server:
         self, method: Callable[..., Any], connection_of: Callable[[Any], Any]
     ) -> Callable[..., Any]:
         """Return the method of a dialect that is watched while it waits."""
+        waiting = self._waiting
 
         def call(subject: Any, *args: Any) -> Any:
-            if not in_greenlet():
+            task = bridged_task()
+            if task is None:
                 # The garbage collector cleans up: nothing can wait here.
                 return method(subject, *args)
-            watch = _Watch(subject, connection_of)
-            self._waiting.add(watch)
+            wait = (subject, connection_of, task, task.cancelling(), monotonic())
+            waiting.add(wait)
             if self._timer is None:
                 self._look_later()
             try:
                 return method(subject, *args)
             finally:
-                self._waiting.discard(watch)
+                waiting.discard(wait)
 
         return call
 
@@ -119,17 +133,18 @@ class _Server:
     def _look(self) -> None:
         self._timer = None
         now = monotonic()
-        for watch in self._waiting.copy():
+        self._watches = {wait: self._watches.get(wait) or _Watch(*wait) for wait in self._waiting}
+        for wait, watch in self._watches.items():
             if watch.lets_go():
                 watch.cut()
             elif now >= watch.since + self._patience:
-                self._ask(watch)
+                self._ask(wait)
         if self._waiting:
             self._look_later()
 
-    def _ask(self, watch: _Watch) -> None:
+    def _ask(self, wait: _Wait) -> None:
         """Find out whether the server is there; all who doubt it get the same answer."""
-        self._doubting.add(watch)
+        self._doubting.add(wait)
         if self._question is None:
             loop = asyncio.get_running_loop()
             self._question = loop.create_task(self._connect_within_bound(), context=Context())
@@ -146,7 +161,7 @@ class _Server:
 
     def _answered(self, question: asyncio.Task[None]) -> None:
         self._question = None
-        waiting = self._doubting & self._waiting
+        waiting = [self._watches[wait] for wait in self._doubting & self._waiting]
         self._doubting.clear()
         if question.cancelled():
             return
@@ -167,17 +182,24 @@ class _Server:
 
 
 class _Watch:
-    """One call that waits for the server."""
+    """One call that has waited for the server for long enough to be looked at."""
 
     __slots__ = ("_cancellations", "_cancelled", "_connection_of", "_subject", "_task", "since")
 
-    def __init__(self, subject: Any, connection_of: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        subject: Any,
+        connection_of: Callable[[Any], Any],
+        task: asyncio.Task[Any],
+        cancellations: int,
+        since: float,
+    ) -> None:
         self._subject = subject
         self._connection_of = connection_of
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._cancellations = self._task.cancelling()
+        self._task = task
+        self._cancellations = cancellations
         self._cancelled = False
-        self.since = monotonic()
+        self.since = since
 
     def lets_go(self) -> bool:
         """Whether the driver was cancelled before the last look, and waits all the same."""

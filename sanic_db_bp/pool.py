@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -60,7 +60,7 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
             if not waiter.done():
                 waiter.set_result(item)
                 return
-        if self.full():
+        if 0 < self.maxsize <= len(self._idle):
             raise Full
         self._idle.append(item)
 
@@ -148,6 +148,9 @@ class FairPool(AsyncAdaptedQueuePool):
     when an engine is disposed.
     """
 
+    on_dispose: tuple[Callable[[], None], ...] = ()
+    """Called when the pool is disposed. SQLAlchemy's own event would cost each statement."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._opening: set[asyncio.Task[ConnectionPoolEntry]] = set()
@@ -187,9 +190,9 @@ class FairPool(AsyncAdaptedQueuePool):
                 if clock() >= deadline:
                     raise self._exhausted() from None
 
-    def _is_usable(self, record: ConnectionPoolEntry) -> bool:
+    def _is_usable(self, record: Any) -> bool:
         # SQLAlchemy would open it again in place: in the task of the request, and for it alone.
-        opened: float = cast(Any, record).starttime
+        opened: float = record.starttime
         too_old = self._recycle > -1 and time.time() - opened > self._recycle
         if too_old or opened < self._invalidate_time or record.dbapi_connection is None:
             return False
@@ -208,7 +211,11 @@ class FairPool(AsyncAdaptedQueuePool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if record.dbapi_connection is None:
             self._drop(record)
-        else:
+            return
+        try:
+            self._pool.put_nowait(record)
+        except Full:
+            # A connection of the overflow.
             super()._do_return_conn(record)
 
     def _opened(self, deadline: float) -> ConnectionPoolEntry:
@@ -247,6 +254,8 @@ class FairPool(AsyncAdaptedQueuePool):
         """Close every idle connection, and do not wait for those that are being opened."""
         for task in self._opening:
             task.cancel()
+        for stop in self.on_dispose:
+            stop()
         super().dispose()
 
     async def close_idle(self, within: float) -> None:

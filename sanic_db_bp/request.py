@@ -14,11 +14,9 @@ from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from .exceptions import NoCurrentSession
+from .plan import PLANS
 from .registry import DEFAULT_NAME, databases_of
 from .scope import Scope
-
-PLANS = "__sanic_db_bp__"
-"""The attribute of a wrapped handler that says how it wants its units of work."""
 
 
 class ScopedRequest(Request):
@@ -54,11 +52,6 @@ class ScopedRequest(Request):
         return asyncio.current_task()
 
     @property
-    def handling(self) -> bool:
-        """Whether the handler runs."""
-        return getattr(self, "_handling", False)
-
-    @property
     def was_handled(self) -> bool:
         """Whether the handler was reached."""
         return hasattr(self, "_handling")
@@ -81,7 +74,8 @@ class ScopedRequest(Request):
         if not hasattr(self, "_scope"):
             request._scope = Scope(self)
         self.__class__ = self.with_units
-        return cast(Scope, request._scope)
+        scope: Scope = request._scope
+        return scope
 
     def unscoped(self) -> None:
         """Turn into what it was, as nothing is left to be finished."""
@@ -105,7 +99,8 @@ class RequestWithUnits(ScopedRequest):
     @property
     def units_of_work(self) -> Scope:  # type: ignore[override]
         """The units of work of the request."""
-        return cast(Scope, cast(Any, self)._scope)
+        scope: Scope = self._scope  # type: ignore[attr-defined]
+        return scope
 
     async def respond(self, response: Any = None, **options: Any) -> Any:
         """See :meth:`sanic.Request.respond`."""
@@ -234,7 +229,7 @@ def scope_of(request: Request) -> Scope:
     scope = request.scoped()
     wanted = getattr(request.route and request.route.handler, PLANS, None)
     if wanted is not None:
-        wanted.plan(request).prepare(scope)
+        scope.plan = wanted.plan(request)
     return scope
 
 

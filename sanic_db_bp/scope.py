@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from sanic.exceptions import BadRequest
@@ -13,6 +12,7 @@ from sanic.http.constants import Stage
 
 from .bridge import run_in_bridge
 from .exceptions import DatabaseUnavailable, NoCurrentSession
+from .plan import NO_PLAN, Plan
 from .registry import DEFAULT_NAME
 from .unit_of_work import UnitOfWork
 
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from .request import ScopedRequest
 
 logger = logging.getLogger("sanic.root.db")
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """How a handler wants its transaction; see ``transactional``."""
-
-    commit: bool | None = None
-    isolation: str | None = None
-    retries: int = 0
-
-
-AS_SET = Transaction()
-"""As the settings say."""
 
 
 class Scope:
@@ -49,8 +36,7 @@ class Scope:
         "broken",
         "failure",
         "handling",
-        "plain",
-        "transaction",
+        "plan",
         "units",
         "used_by_middleware",
         "websocket",
@@ -60,13 +46,12 @@ class Scope:
         self._request = weakref.ref(request)
         self._guarded: asyncio.Task[Any] | None = None
         self.units: dict[str, UnitOfWork] = {}
-        self.handling = request.handling
+        self.handling: bool = getattr(request, "_handling", False)
         self.websocket = False
         self.broken = False
         self.failure: BaseException | None = None
         self.used_by_middleware = False
-        self.transaction = AS_SET
-        self.plain = False
+        self.plan: Plan = NO_PLAN
 
     def unit(self, database: Database) -> UnitOfWork:
         """Return the request's unit of work on a database.
@@ -84,7 +69,8 @@ class Scope:
                 "message.",
                 entry="websocket-without-session",
             )
-        unit = database.unit_of_work(isolation_level=self.transaction.isolation, plain=self.plain)
+        plan = self.plan
+        unit = UnitOfWork(database, isolation_level=plan.transaction.isolation, plain=plan.plain)
         self.units[database.name] = unit
         if not self.handling:
             self._see_to(unit)
@@ -123,10 +109,12 @@ class Scope:
             and self.task is asyncio.current_task()
         )
 
-    def reached(self) -> None:
+    def reached(self, plan: Plan) -> None:
         """The handler was reached, and its wrapper sees to the end."""
         self.handling = True
-        self._unguard()
+        self.plan = plan
+        if self._guarded is not None:
+            self._unguard()
 
     def _unguard(self) -> None:
         if self._guarded is not None:
@@ -153,20 +141,17 @@ class Scope:
             request = self._request()
             if good and request is not None and request.truncated:
                 raise BadRequest("The client left before it had sent the whole body.", quiet=True)
+            wanted = self.plan.transaction.commit
             for unit in self.units.values():
                 if unit.finished:
                     continue
-                if good and self._commits(unit.database):
+                if good and (unit.database.commits_automatically if wanted is None else wanted):
                     unit.commit()
                 else:
                     unit.rollback()
         except BaseException:
             self.rollback()
             raise
-
-    def _commits(self, database: Database) -> bool:
-        wanted = self.transaction.commit
-        return database.commits_automatically if wanted is None else wanted
 
     def rollback(self) -> None:
         """End every unit of work with a ROLLBACK; runs in the bridge."""

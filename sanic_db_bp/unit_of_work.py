@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .bridge import await_only, deliver_cancellation, uninterrupted
+from .bridge import await_only, deliver_cancellation, held_back, uninterrupted
 from .exceptions import ConcurrentSessionUse, SessionFinished
-from .sessions import AsyncReadSession, ReadSession, SessionUse
+from .session_use import SessionUse
+from .sessions import AsyncReadSession, ReadSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,13 +49,13 @@ class UnitOfWork:
         "_callbacks",
         "_live",
         "_read",
-        "_ready",
         "_write",
         "commits",
         "database",
         "finished",
         "isolation_level",
         "plain",
+        "ready",
         "task",
     )
 
@@ -71,7 +72,8 @@ class UnitOfWork:
         self._write: SessionUse | None = None
         self._read: SessionUse | None = None
         self._callbacks: list[tuple[Callback, tuple[SessionTransaction, ...]]] = []
-        self._ready: list[Callback] = []
+        self.ready: list[Callback] = []
+        """What waits for the end of a COMMIT that has been."""
         self._live = False
 
     @property
@@ -127,26 +129,26 @@ class UnitOfWork:
             ReadOnlySession: a read session has changes; everything was rolled back.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
-        if not self._live and not self._callbacks:
-            self._end()
-            return
-        try:
-            self._check_unused()
-            if self._read is not None:
-                if self._read.begun:
-                    self._read.session.flush()
-                # What comes after the COMMIT may wait for a connection, and must hold none.
-                self._read.close()
-            if self._write is not None and self._write.begun:
-                self._write.session.commit()
-        except BaseException:
-            self.rollback()
-            raise
-        self._ready += [callback for callback, _ in self._callbacks]
-        self._callbacks.clear()
+        if self._live:
+            try:
+                self._check_unused()
+                if self._read is not None:
+                    if self._read.begun:
+                        self._read.session.flush()
+                    # What comes after the COMMIT may wait for a connection, and must hold none.
+                    self._read.close()
+                if self._write is not None and self._write.begun:
+                    self._write.session.commit()
+            except BaseException:
+                self.rollback()
+                raise
+        if self._callbacks:
+            self._call_after_commit()
         self._end()
-        self.run_callbacks()
-        deliver_cancellation()
+        if self.ready:
+            self.run_callbacks()
+        if held_back:
+            deliver_cancellation()
 
     def rollback(self) -> None:
         """Roll back what was not committed and end the unit of work."""
@@ -168,16 +170,18 @@ class UnitOfWork:
 
     def _end(self) -> None:
         self.finished = True
+        write, read = self._write, self._read
         try:
-            if self._write is not None:
-                self._write.close()
+            if write is not None:
+                write.close()
         finally:
             try:
-                if self._read is not None:
-                    self._read.close()
+                if read is not None and not read.finished:
+                    read.close()
             finally:
                 self._write = self._read = None
-                self.ended()
+                if self._live:
+                    self.ended()
 
     def on_commit(self, callback: Callback) -> None:
         """Call something after the next successful COMMIT, and never after a rollback.
@@ -206,7 +210,10 @@ class UnitOfWork:
     def committed(self) -> None:
         """Called after the COMMIT, while the transaction is still being put away."""
         self.commits += 1
-        self._ready += [callback for callback, _ in self._callbacks]
+        self._call_after_commit()
+
+    def _call_after_commit(self) -> None:
+        self.ready += [callback for callback, _ in self._callbacks]
         self._callbacks.clear()
 
     def rolled_back(self, transaction: SessionTransaction) -> None:
@@ -226,8 +233,8 @@ class UnitOfWork:
 
     def run_callbacks(self) -> None:
         """Call what waited for the COMMIT that has been; runs in the bridge."""
-        while self._ready:
-            _call(self._ready.pop(0))
+        while self.ready:
+            _call(self.ready.pop(0))
 
 
 def _call(callback: Callback) -> None:

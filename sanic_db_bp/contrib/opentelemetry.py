@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..database import Database
 from ..exceptions import ConfigurationError
+from ..plan import PLANS
 from ..registry import observers_of
-from ..request import PLANS
 from ._usage import Outcome, PoolName, UsageObserver
 
 try:

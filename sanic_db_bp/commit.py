@@ -1,0 +1,84 @@
+"""COMMIT and ROLLBACK on an engine's connections: run to their end, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .bridge import in_greenlet, run_uninterrupted
+from .dialects import Backend, in_autocommit
+from .exceptions import link_to
+
+DOUBTFUL = "sanic_db_bp_doubtful"
+"""The mark of a connection on which a statement has failed."""
+
+FINISH_WITHIN = 2.0
+"""Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
+
+
+def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
+    """Let no transaction of an engine end otherwise than its client is told.
+
+    A COMMIT or ROLLBACK that was begun runs to its end although its task is cancelled. A COMMIT
+    fails if its transaction ended before, at a failed statement whose error was caught.
+    """
+    dialect: Any = engine.dialect
+    commit, rollback = dialect.do_commit, dialect.do_rollback
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or connection.closed or in_autocommit(connection):
+            return
+        if backend.may_end_transaction(context.original_exception):
+            connection.info[DOUBTFUL] = True
+
+    def commit_what_is_whole(dbapi_connection: Any) -> None:
+        info = _info(dbapi_connection)
+        try:
+            if DOUBTFUL in info and not backend.is_whole(dbapi_connection):
+                raise PendingRollbackError(
+                    "a statement failed, and its transaction with it; its error was caught, and "
+                    "what was done before it would be lost in silence. Let the error out, or catch "
+                    f"it outside of a savepoint: 'with session.begin_nested()'\n"
+                    f"{link_to('caught-error')}"
+                )
+            commit(dbapi_connection)
+            info.pop(DOUBTFUL, None)
+        except BaseException:
+            # In SQLite the transaction goes on after a failed COMMIT, and SQLAlchemy takes it for
+            # ended; elsewhere this does nothing.
+            with suppress(Exception):
+                roll_back(dbapi_connection)
+            raise
+
+    def roll_back(dbapi_connection: Any) -> None:
+        _info(dbapi_connection).pop(DOUBTFUL, None)
+        rollback(dbapi_connection)
+
+    dialect.do_commit = _uncancelled(commit_what_is_whole)
+    dialect.do_rollback = _uncancelled(roll_back)
+
+
+def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(dbapi_connection: Any) -> None:
+        if in_greenlet():
+            run_uninterrupted(method, dbapi_connection, within=FINISH_WITHIN)
+        else:
+            method(dbapi_connection)
+
+    return run
+
+
+def _info(dbapi_connection: Any) -> dict[Any, Any]:
+    try:
+        return cast("dict[Any, Any]", dbapi_connection.info)
+    except NotImplementedError:
+        # Of the connection by which SQLAlchemy gets to know the database.
+        return {}

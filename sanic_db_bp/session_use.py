@@ -1,0 +1,174 @@
+"""One session of a unit of work: its two forms, and which task uses it just now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from .bridge import await_only, current_task, uninterrupted
+from .exceptions import (
+    ConcurrentSessionUse,
+    SessionError,
+    SessionFinished,
+    SessionOutsideBridge,
+)
+
+if TYPE_CHECKING:
+    from .session_factory import SessionFactory
+    from .unit_of_work import UnitOfWork
+
+logger = logging.getLogger("sanic.root.db")
+
+STILL_IN_USE = 2.0
+"""Seconds that the end of a unit of work waits for another task that still uses its session.
+
+After them the task is cancelled, and has as long again to let go.
+"""
+
+
+class SessionUse:
+    """One session of a unit of work: its two forms, and which task uses it just now."""
+
+    __slots__ = (
+        "_async_session",
+        "_connections",
+        "_factory",
+        "_freed",
+        "_isolation_level",
+        "_session",
+        "finished",
+        "made",
+        "unit",
+        "used_by",
+    )
+
+    def __init__(
+        self, unit: UnitOfWork, factory: SessionFactory, isolation_level: str | None = None
+    ) -> None:
+        self.unit = unit
+        self.used_by: asyncio.Task[Any] | None = None
+        self.finished = unit.finished
+        self.made = False
+        self._factory = factory
+        self._isolation_level = isolation_level
+        self._session: Session | None = None
+        self._async_session: AsyncSession | None = None
+        self._connections: list[Connection] = []
+        self._freed: asyncio.Future[None] | None = None
+
+    @property
+    def database(self) -> str:
+        """The name of the database."""
+        return self._factory.database
+
+    @property
+    def session(self) -> Session:
+        """The plain form: an empty shell until it is first used."""
+        if self._session is None:
+            self._session = self._factory.shell(self)
+        return self._session
+
+    def make(self, shell: Session) -> None:
+        """Turn the shell into a session."""
+        self.made = True
+        self.unit.began()
+        self._factory.make(shell, self._isolation_level)
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The asyncio form of the same session."""
+        if self._async_session is None:
+            self._async_session = self._factory.make_async(self.session)
+        return self._async_session
+
+    @property
+    def begun(self) -> bool:
+        """Whether a transaction is under way."""
+        return self.made and self._session is not None and self._session.in_transaction()
+
+    def enter(self, task: asyncio.Task[Any] | None) -> None:
+        """Reserve the session.
+
+        Args:
+            task: which uses it, if it runs in the bridge; see :func:`bridged_task`.
+
+        Raises:
+            SessionFinished, ConcurrentSessionUse, SessionOutsideBridge: it may not use it.
+        """
+        if self.finished:
+            raise SessionFinished(self.database)
+        if task is None or self.used_by is not None:
+            raise self._misused(task)
+        self.used_by = task
+
+    def _misused(self, task: asyncio.Task[Any] | None) -> SessionError:
+        if task is None and current_task() is None:
+            return SessionOutsideBridge(self.database, "in a thread")
+        if self.used_by is not None:
+            return ConcurrentSessionUse(self.database)
+        return SessionOutsideBridge(self.database, "in a task or function of its own")
+
+    def leave(self) -> None:
+        """Let other tasks use the session again."""
+        self.used_by = None
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
+
+    def connected(self, connection: Connection) -> None:
+        """Take note of a connection, so that it can be discarded if all else fails."""
+        if self._connections:
+            self._connections = [each for each in self._connections if not each.closed]
+        self._connections.append(connection)
+
+    def close(self) -> None:
+        """Roll back what was not committed and give the connection back; runs in the bridge."""
+        try:
+            if self._session is not None and self.made and not self.finished:
+                self._close(self._session)
+        finally:
+            # Nothing may keep the other alive until the garbage collector comes by.
+            self.finished = True
+            self._session = self._async_session = None
+            self._connections.clear()
+
+    def _close(self, session: Session) -> None:
+        try:
+            if self.used_by is not None and not self._wait_until_free():
+                self.discard()
+            elif session.in_transaction() or session.identity_map:
+                session.close()
+        except BaseException as error:
+            if self.used_by is not None:
+                await_only(uninterrupted(self._cancel_use(), within=STILL_IN_USE))
+            self.discard()
+            if not isinstance(error, Exception):
+                raise
+            # The transaction is gone all the same; its own error matters more than this one.
+            logger.error("%s: ROLLBACK failed, the connection was cut: %s", self.database, error)
+
+    def discard(self) -> None:
+        """Cut the connection; its place in the pool is free again."""
+        self.finished = True
+        for connection in self._connections:
+            if not connection.closed:
+                connection.invalidate()
+                connection.close()
+
+    def _wait_until_free(self) -> bool:
+        """Wait for the task that uses the session; in the end its statement is cancelled."""
+        self._freed = asyncio.get_running_loop().create_future()
+        await_only(asyncio.wait({self._freed}, timeout=STILL_IN_USE))
+        if self.used_by is not None:
+            await_only(self._cancel_use())
+        return self._freed.done()
+
+    async def _cancel_use(self) -> None:
+        assert self.used_by is not None
+        assert self._freed is not None
+        self.used_by.cancel()
+        await asyncio.wait({self._freed}, timeout=STILL_IN_USE)
