@@ -9,7 +9,9 @@ from typing import TypeVar
 
 import pytest
 from sanic import Sanic
+from sanic.router import Router
 from sanic.touchup.service import TouchUp
+from sanic_ext.extensions.openapi.builders import OperationStore, SpecificationBuilder
 
 from tests.databases import SCHEMES, EmptyDatabases, drivers_for
 from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
@@ -93,15 +95,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture(autouse=True)
-def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test leaves on the class ends with it: its apps and sanic-testing's ``__call__``."""
+def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test leaves on the classes ends with it: its apps and sanic-testing's ``__call__``."""
     # An app may have no routes, and be served again.
     monkeypatch.setattr(Sanic, "test_mode", True)
     monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
+    # Where sanic-ext keeps the handlers of all apps, and so the apps.
+    monkeypatch.setattr(OperationStore, "_singleton", None)
+    monkeypatch.setattr(SpecificationBuilder, "_singleton", None)
     # A start leaves the signals out of Sanic's own code that its app does not handle.
     for target, method in TouchUp._registry:
         monkeypatch.setattr(target, method, getattr(target, method))
+    yield
+    Router.get.cache_clear()
+    Router.find_route_by_view_name.cache_clear()
 
 
 def pytest_collection_finish() -> None:

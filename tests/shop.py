@@ -372,6 +372,7 @@ class ASGIServer:
 @asynccontextmanager
 async def asgi_serving(app: Shop) -> AsyncIterator[ASGIServer]:
     """Run an app with all its listeners under the ASGI protocol."""
+    make_light(app)
     inbox: asyncio.Queue[Message] = asyncio.Queue()
     outbox: asyncio.Queue[Message] = asyncio.Queue()
 

@@ -45,7 +45,9 @@ async def reason(client: httpx.AsyncClient, name: str = "db") -> str | None:
 
 async def test_a_ready_app_says_so(database_url: str) -> None:
     """Both routes answer 200, with figures and without addresses, and nobody may store it."""
-    async with serving(with_health(make_app(database_url))) as client:
+    app = with_health(make_app(database_url))
+    app.config.HTTP_AUTO_HEAD = True
+    async with serving(app) as client:
         live = await client.get("/health/live")
         assert (live.status_code, live.json()) == (200, {"live": True})
         ready = await client.get("/health/ready")

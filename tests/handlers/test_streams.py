@@ -465,6 +465,7 @@ async def test_a_response_given_to_respond(app: Shop, observer: Observer) -> Non
 @on_postgresql
 async def test_a_head_request_of_a_stream(app: Shop, observer: Observer, way: Any) -> None:
     """HEAD runs the stream without its body, and leaves nothing behind."""
+    app.config.HTTP_AUTO_HEAD = True
 
     async def work(session: AsyncSession, write: Write) -> None:
         for name in await session.scalars(select(Item.name)):

@@ -276,6 +276,7 @@ async def test_a_dependency_that_fails_in_another_run(
 @on_postgresql
 async def test_a_dependency_that_fails_for_head(app: Shop, observer: Observer) -> None:
     """The HEAD of a class-based view leaves nothing behind if a dependency of it fails."""
+    app.config.HTTP_AUTO_HEAD = True
 
     async def refuse(request: Request, session: AsyncSession) -> Buyer:
         await get_buyer(request, session)

@@ -410,6 +410,7 @@ async def test_the_decorator_stands_around_the_handler(app: App) -> None:
 
 async def test_head_and_options_are_answered_for_handlers_with_sessions(app: App) -> None:
     """The routes that sanic-ext adds by itself work for functions, views and dependencies."""
+    app.config.update(HTTP_AUTO_HEAD=True, HTTP_AUTO_OPTIONS=True)
     app.ext.add_dependency(Repository)
     ran: list[str] = []
 
