@@ -33,6 +33,8 @@ Run = Callable[..., pytest.RunResult]
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a suite of ``plugin_project`` in a process of its own."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Each process would rewrite the assertions of all modules anew.
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     pytester.makeini(INI)
 
     def run_suite(name: str, *arguments: str) -> pytest.RunResult:

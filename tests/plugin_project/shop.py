@@ -22,6 +22,7 @@ from sanic_db_bp import (
     on_commit,
     transactional,
 )
+from tests.serving import make_light
 
 _numbers = count(1)
 
@@ -64,12 +65,12 @@ def reusable_client(app: Sanic[Any, Any]) -> Iterator[ReusableClient]:
 
 def create_app(**settings: Any) -> Sanic[Any, Any]:
     app: Sanic[Any, Any] = Sanic(f"shop-{next(_numbers)}")
-    app.config.TOUCHUP = False
     values = {"metadata": Base.metadata, "create_tables": True, **settings}
     app.blueprint(DatabaseBlueprint(**values))
     app.ctx.told = []
     for method, path, handler in ROUTES:
         app.add_route(handler, path, methods=[method])
+    make_light(app)
     return app
 
 
