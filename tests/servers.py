@@ -54,6 +54,7 @@ class Server(ABC):
     def __init__(self) -> None:
         self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -89,6 +90,7 @@ class Server(ABC):
             port = self._port or free_port()
             if self._launch(port):
                 self._port = port
+                self._watch()
                 return
             # The children of a killed server hold its shared memory a moment longer.
             time.sleep(0.2)
@@ -104,6 +106,11 @@ class Server(ABC):
 
     def kill(self) -> None:
         """End the server at once, as a crash does."""
+        if self._watcher:
+            # Before the server, whose number may soon be that of another process.
+            self._watcher.kill()
+            self._watcher.communicate()
+            self._watcher = None
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -131,6 +138,20 @@ class Server(ABC):
             time.sleep(0.01)
         self.kill()
         return False
+
+    def _watch(self) -> None:
+        """End the server and its data with this process, whose end closes the pipe."""
+        assert self._process is not None
+        end = (
+            f"read end; kill -{self.stop_signal:d} {self._process.pid};"
+            f"while test -e {self._folder}; do rm -rf {self._folder}; done"
+        )
+        # Not by PR_SET_PDEATHSIG, which looks at the thread that starts the server.
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", end],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def _answers(self, port: int) -> bool:
         """Tell whether this server answers on the port, and not another that was faster."""

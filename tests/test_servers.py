@@ -1,17 +1,23 @@
 """The fixtures keep their word: real servers, empty databases, restarts."""
 
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests import servers
 from tests.databases import on_every_driver
 from tests.servers import PostgreSQLServer, Server, create_database, drop_database, server_url
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -114,8 +120,35 @@ def test_nothing_is_left_behind(own_server: Server) -> None:
         port = int(other.url.rsplit(":", 1)[1].rstrip("/"))
         folder = other._folder
     assert not folder.exists()
+    assert not is_open((servers.HOST, port))
+
+
+STARTS_AND_DIES = """
+import os, signal, sys
+from tests import servers
+
+server = getattr(servers, sys.argv[1])().__enter__()
+print(server.url, server._folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_server_ends_with_the_process_that_started_it(own_server: Server) -> None:
+    """Also if that is killed; its data go with it."""
+    command = [sys.executable, "-c", STARTS_AND_DIES, type(own_server).__name__]
+    died = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL
+    url, folder = died.stdout.split()
+    address = (servers.HOST, make_url(url).port or 0)
+    deadline = time.monotonic() + servers.STOP_TIMEOUT
+    while is_open(address) or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_open(address: tuple[str, int]) -> bool:
     with socket.socket() as probe:
-        assert probe.connect_ex((servers.HOST, port)) != 0
+        return probe.connect_ex(address) == 0
 
 
 def test_a_server_named_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
