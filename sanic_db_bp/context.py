@@ -8,10 +8,11 @@ from sanic import Request, Sanic
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from .bridge import in_greenlet
 from .exceptions import NoCurrentSession
 from .observers import Origin
 from .registry import databases_of, default_database
-from .request import ScopedRequest, used_beside_handler
+from .request import ScopedRequest, scope_of, used_beside_handler
 from .unit_of_work import Callback, UnitOfWork, block_units
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def current_session(session_class: Any = None) -> Any:
         session_class: the class of the session, which tells the form and the database:
             ``current_session(Session)``, ``current_session(ReportsAsyncSession)``. Without it, the
             session is in the form that the code around was opened with: a plain ``Session`` in
-            ``run_sync`` and in a handler that asks for one, an ``AsyncSession`` everywhere else.
+            ``run_sync`` and in a handler that asks for plain sessions alone, an ``AsyncSession``
+            everywhere else.
 
     Returns:
         The session, the same that the handler or the block has.
@@ -85,8 +87,16 @@ def current_session(session_class: Any = None) -> Any:
     """
     unit = current_unit(session_class)
     if session_class is None:
-        return unit.session if unit.plain else unit.async_session
+        return unit.session if unit.plain and not _beside_handler() else unit.async_session
     return getattr(unit, unit.database.form_of(session_class) or "session")
+
+
+def _beside_handler() -> bool:
+    """Whether the caller is middleware or an exception handler: no plain session waits there."""
+    request = current_request()
+    if not isinstance(request, ScopedRequest) or in_greenlet():
+        return False
+    return not scope_of(request).handling
 
 
 def on_commit(callback: Callback) -> None:

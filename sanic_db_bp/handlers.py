@@ -7,8 +7,8 @@ import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from inspect import isawaitable
-from typing import Any, TypeVar
+from inspect import isawaitable, ismethod
+from typing import Any, TypeVar, cast
 
 from sanic import Request
 from sanic.response import BaseHTTPResponse, ResponseStream
@@ -45,13 +45,18 @@ def transactional(
             part in the transaction.
 
     Returns:
-        A decorator that marks the handler and leaves it as it is.
+        A decorator that marks the handler and leaves it as it is. Among the ``decorators`` of a
+        class-based view it is for all methods that have none of their own.
     """
     wanted = Transaction(commit, isolation, retries)
 
     def mark(handler: F) -> F:
-        handler.__transaction__ = wanted  # type: ignore[attr-defined]
-        return handler
+        marked: Any = handler
+        if ismethod(handler):
+            # It takes no attributes, and its function serves other objects, too.
+            marked = functools.update_wrapper(functools.partial(handler), handler)
+        marked.__transaction__ = wanted
+        return cast(F, marked)
 
     return mark
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from inspect import isclass, isfunction
+from inspect import isclass
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -205,8 +205,13 @@ class _Planner:
         self.injectables = injectables
         self.registry = registry
 
-    def plan(self, handler: Callable[..., Any], name: str) -> Plan:
+    def plan(self, handler: Callable[..., Any], name: str, view: Any = None) -> Plan:
         """Return the plan for a handler.
+
+        Args:
+            handler: a function, or a method of a class-based view.
+            name: what to call it in an error.
+            view: the view of the method, which its class may have decorated as a whole.
 
         Raises:
             ConfigurationError: it asks for what nobody can give.
@@ -238,7 +243,7 @@ class _Planner:
             providers=providers,
             uses_sessions=bool(all_sessions),
             plain=self._is_plain(own or all_sessions),
-            transaction=_transaction_of(handler),
+            transaction=_transaction_of(handler, view),
             dependencies=dependencies if theirs else None,
             dependency_names=frozenset(theirs),
         )
@@ -281,8 +286,8 @@ def _wrap_route(route: Route, planner: _Planner) -> None:
         plans = {None: planner.plan(handler, route.name)}
     else:
         plans = {
-            method.upper(): planner.plan(member, f"{route.name} ({method.upper()})")
-            for method, member in inspect.getmembers(view_class, isfunction)
+            method.upper(): planner.plan(member, f"{route.name} ({method.upper()})", handler)
+            for method, member in inspect.getmembers(view_class, inspect.isroutine)
             if method.upper() in route.methods or method == "get"
         }
         plans.setdefault("HEAD", plans.get("GET", NO_PLAN))
@@ -328,12 +333,14 @@ def _original(handler: Any) -> Callable[..., Any]:
     return original
 
 
-def _transaction_of(handler: Any) -> Transaction:
-    while handler is not None:
-        if hasattr(handler, "__transaction__"):
-            transaction: Transaction = handler.__transaction__
-            return transaction
-        handler = getattr(handler, "func", None) or getattr(handler, "__wrapped__", None)
+def _transaction_of(*handlers: Any) -> Transaction:
+    """Return what the first of some callables, or what it wraps, was marked with."""
+    for handler in handlers:
+        while handler is not None:
+            if hasattr(handler, "__transaction__"):
+                transaction: Transaction = handler.__transaction__
+                return transaction
+            handler = getattr(handler, "func", None) or getattr(handler, "__wrapped__", None)
     return AS_SET
 
 

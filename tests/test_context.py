@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sanic import HTTPResponse, Request, Sanic, empty, json, text
 from sanic.exceptions import NotFound
-from sanic.response import ResponseStream
+from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy import ForeignKey, String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
@@ -826,6 +826,38 @@ async def test_current_session_in_run_sync_is_plain(app: App) -> None:
     async with serving(app):
         assert await app.ctx.db.run_sync(write, "x") is True
         assert await notes_of(app.ctx.db) == ["x"]
+
+
+async def test_current_session_beside_a_plain_handler_can_be_awaited(app: App) -> None:
+    """Middleware and exception handlers get an AsyncSession, whatever form the handler has."""
+    count = select(func.count()).select_from(Note)
+
+    @app.on_request
+    async def before(request: Request) -> None:
+        request.ctx.before = await current_session().scalar(count)
+
+    @app.middleware("response")
+    async def after(request: Request, response: BaseHTTPResponse) -> None:
+        response.headers["x-after"] = str(await current_session().scalar(count))
+
+    @app.get("/")
+    def handler(request: Request, session: Session) -> HTTPResponse:
+        session.add(Note(text="x"))
+        return json([request.ctx.before, current_session() is session])
+
+    @app.get("/error")
+    def failing(request: Request, session: Session) -> HTTPResponse:
+        raise NotFound
+
+    @app.exception(NotFound)
+    async def not_found(request: Request, error: NotFound) -> HTTPResponse:
+        return json(await current_session().scalar(count), 404)
+
+    async with serving(app) as client:
+        answer = await client.get("/")
+        assert (answer.json(), answer.headers["x-after"]) == ([0, True], "1")
+        assert (await client.get("/error")).json() == 1
+        assert app.ctx.db.pool_status()["checked_out"] == 0
 
 
 async def test_current_session_in_child_tasks(app: App) -> None:

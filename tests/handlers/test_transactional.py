@@ -484,6 +484,52 @@ async def test_a_view_retries_by_method(database_url: str, observer: Observer) -
         await settled(app, observer)
 
 
+@on_sqlite
+async def test_the_decorators_of_a_view_are_for_all_its_methods(
+    app: Shop, observer: Observer
+) -> None:
+    """A method that says something else itself has the last word."""
+
+    class Shelf(HTTPMethodView):
+        decorators = [transactional(commit=False)]  # noqa: RUF012 - Sanic's own way
+
+        async def post(self, request: Request, session: AsyncSession) -> HTTPResponse:
+            return await self.add("dropped", session)
+
+        @transactional(commit=True)
+        async def put(self, request: Request, session: AsyncSession) -> HTTPResponse:
+            return await self.add("kept", session)
+
+        async def add(self, name: str, session: AsyncSession) -> HTTPResponse:
+            session.add(Item(name=name))
+            await session.flush()
+            return text(name)
+
+    app.add_route(Shelf.as_view(), "/")
+    async with serving(app) as client:
+        assert (await client.post("/")).text == "dropped"
+        assert (await client.put("/")).text == "kept"
+        assert observer.names() == ["kept"]
+
+
+@on_sqlite
+async def test_a_bound_method_can_be_transactional(app: Shop, observer: Observer) -> None:
+    """The mark is for this method of this object; others of its class are as they were."""
+
+    class Shelf:
+        async def add(self, request: Request, session: AsyncSession) -> HTTPResponse:
+            session.add(Item(name=request.path))
+            await session.flush()
+            return text("added")
+
+    app.add_route(transactional(commit=False)(Shelf().add), "/dropped", methods=["POST"])
+    app.add_route(Shelf().add, "/kept", methods=["POST"], name="kept")
+    async with serving(app) as client:
+        assert (await client.post("/dropped")).status_code == 200
+        assert (await client.post("/kept")).status_code == 200
+        assert observer.names() == ["/kept"]
+
+
 @on_postgresql
 async def test_no_retry_of_a_body_that_was_read_in_pieces(
     database_url: str, observer: Observer

@@ -201,6 +201,15 @@ class StaticView(HTTPMethodView):
         return keep(session, value)
 
 
+class ClassMethodView(HTTPMethodView):
+    """A class method."""
+
+    @classmethod
+    async def post(cls, request: Request, value: str, session: Session) -> HTTPResponse:
+        """Write."""
+        return keep(session, value)
+
+
 class DecoratedView(HTTPMethodView):
     """Decorators of the whole view."""
 
@@ -331,6 +340,7 @@ FORMS: dict[str, tuple[Callable[[App], None], str]] = {
     "inherited view": (view(InheritedView.as_view()), "/notes/x"),
     "view of decorated methods": (view(ViewOfMethods.as_view()), "/notes/x"),
     "view of static methods": (view(StaticView.as_view()), "/notes/x"),
+    "view of class methods": (view(ClassMethodView.as_view()), "/notes/x"),
     "decorated view": (view(DecoratedView.as_view()), "/notes/x"),
     "view with arguments": (view(ViewWithArguments.as_view("prefix")), "/notes/x"),
     "attached view": (attached_view, "/notes/x"),
