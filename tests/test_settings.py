@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -302,11 +301,25 @@ def test_a_missing_driver_is_told_with_the_extra_to_install(
     assert SECRET not in text
 
 
+def test_a_driver_that_cannot_be_imported_is_as_good_as_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as a psycopg without its library: another driver is used, or the error tells why."""
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available')")
+    (tmp_path / "asyncpg.py").write_text("raise ImportError('wrong architecture')")
+    monkeypatch.delitem(sys.modules, "psycopg", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = str(refused(url=f"postgresql+psycopg://u:{SECRET}@h/d"))
+    assert "failed: no pq wrapper available" in text
+    assert "sanic-db-bp[psycopg]" in text
+    assert SECRET not in text
+    monkeypatch.delitem(sys.modules, "asyncpg", raising=False)
+    assert "failed: wrong architecture" in str(refused(url="postgresql://h/d"))
+
+
 def without_drivers(monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
-    monkeypatch.setattr(
-        "sanic_db_bp.dialects.base.find_spec",
-        lambda name: None if name in missing else find_spec(name),
-    )
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.parametrize(

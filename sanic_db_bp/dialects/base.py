@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.engine import URL
@@ -32,10 +32,20 @@ class Driver:
     name: str
     extra: str
 
-    @property
-    def installed(self) -> bool:
-        """Whether the driver's package can be imported."""
-        return find_spec(self.name) is not None
+    def missing(self) -> ConfigurationError | None:
+        """Return the error that the driver's package cannot be imported, or None if it can."""
+        try:
+            import_module(self.name)
+        except ImportError as error:
+            # A psycopg that finds no libpq is there, and of no use.
+            broken = not isinstance(error, ModuleNotFoundError)
+            cause = f" (importing it failed: {error})" if broken else ""
+            return ConfigurationError(
+                f"the driver '{self.name}' is not installed. Install it with: "
+                f"pip install 'sanic-db-bp[{self.extra}]'{cause}",
+                entry="missing-driver",
+            )
+        return None
 
 
 class Backend:
@@ -60,29 +70,26 @@ class Backend:
         return url.set(drivername=f"{self.name}+{driver.name}")
 
     def _first_installed(self) -> Driver:
+        errors = []
         for driver in self.drivers:
-            if driver.installed:
+            error = driver.missing()
+            if error is None:
                 return driver
-        raise self._missing(self.drivers[0])
+            errors.append(error)
+        raise errors[0]
 
     def _chosen(self, name: str) -> Driver:
         for driver in self.drivers:
             if driver.name == name:
-                if not driver.installed:
-                    raise self._missing(driver)
+                error = driver.missing()
+                if error is not None:
+                    raise error
                 return driver
         usable = " or ".join(f"'{self.name}+{driver.name}'" for driver in self.drivers)
         raise ConfigurationError(
             f"the driver '{name}' is not an asyncio driver for {self.name}: it would block the "
             f"event loop. Write {usable}, or leave the driver out",
             entry="blocking-driver",
-        )
-
-    def _missing(self, driver: Driver) -> ConfigurationError:
-        return ConfigurationError(
-            f"the driver '{driver.name}' is not installed. Install it with: "
-            f"pip install 'sanic-db-bp[{driver.extra}]'",
-            entry="missing-driver",
         )
 
     def connect_args(
