@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast, overload
 from sanic import Request, Sanic
 from sanic.exceptions import BadRequest, NotFound, SanicException, ServiceUnavailable
 from sanic.response import BaseHTTPResponse
-from sqlalchemy import Select
+from sqlalchemy import Select, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -21,10 +22,12 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
     StatementError,
 )
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from ..registry import databases_of
+from ..database import Database
+from ..observers import Observer
+from ..registry import databases_of, observers_of
 
 T = TypeVar("T")
 
@@ -108,8 +111,28 @@ def install(app: Sanic[Any, Any], *, foreign_key_status: int = 409) -> None:
         response = respond(request, exception or error)
         return cast(BaseHTTPResponse, await response if isawaitable(response) else response)
 
-    app.error_handler.add(DBAPIError, answer)
+    app.error_handler.add(StatementError, answer)
     app.error_handler.add(NoResultFound, answer)
+    observers_of(app).append(_RefusedValues())
+
+
+_OF_A_VALUE = (ValueError, TypeError, ArithmeticError)
+"""What a driver, or a type of SQLAlchemy, raises for a value that it cannot send."""
+
+
+class _RefusedValues(Observer):
+    """Lets a value that a driver refuses in its own way be an error of SQLAlchemy, as all others.
+
+    SQLAlchemy passes on what is no error of the DBAPI as it is, such as OverflowError of SQLite.
+    """
+
+    def engine_made(self, database: Database, engine: AsyncEngine, *, read_only: bool) -> None:
+        @event.listens_for(engine.sync_engine, "handle_error", retval=True)
+        def refused(context: ExceptionContext) -> BaseException | None:
+            error = context.original_exception
+            if context.sqlalchemy_exception is not None or not isinstance(error, _OF_A_VALUE):
+                return None
+            return StatementError(str(error), context.statement, context.parameters, error)
 
 
 def translated(app: Sanic[Any, Any], error: SQLAlchemyError) -> SanicException | None:
@@ -125,7 +148,7 @@ def translated(app: Sanic[Any, Any], error: SQLAlchemyError) -> SanicException |
     elif any(database.backend.is_retryable(error) for database in databases_of(app).values()):
         kind = TransactionConflict
     else:
-        kind = _kind(error) if isinstance(error, DBAPIError) else None
+        kind = _kind(error) if isinstance(error, StatementError) else None
     if kind is None:
         return None
     exception = kind()
@@ -133,8 +156,10 @@ def translated(app: Sanic[Any, Any], error: SQLAlchemyError) -> SanicException |
     return exception
 
 
-def _kind(error: DBAPIError) -> type[SanicException] | None:
+def _kind(error: StatementError) -> type[SanicException] | None:
     driver_error: Any = error.orig
+    if not isinstance(error, DBAPIError):
+        return InvalidValue if isinstance(driver_error, _OF_A_VALUE) else None
     if code := getattr(driver_error, "sqlite_errorcode", None):
         return _OF_SQLITE.get(code)
     if found := _OF_MYSQL.get(driver_error.args[0] if driver_error.args else None):
@@ -148,7 +173,7 @@ def _kind(error: DBAPIError) -> type[SanicException] | None:
 
 def is_invalid_value(error: StatementError) -> bool:
     """Whether a statement failed because of a value that it was given."""
-    return not isinstance(error, DBAPIError) or _kind(error) is InvalidValue
+    return _kind(error) is InvalidValue
 
 
 def _next_handler(request: Request, error: SQLAlchemyError) -> Callable[..., Any]:

@@ -1,8 +1,10 @@
 """Errors of the database as a client sees them: the status, and nothing that gives SQL away."""
 
 import asyncio
+from datetime import date
 from typing import Any
 
+import pytest
 from sanic import HTTPResponse, Request, empty, text
 from sqlalchemy import CheckConstraint, ForeignKey, String, select
 from sqlalchemy import text as sql
@@ -30,6 +32,7 @@ class Owner(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(10), unique=True)
     age: Mapped[int] = mapped_column(default=0)
+    born: Mapped[date | None]
 
 
 class Pet(Base):
@@ -101,6 +104,31 @@ async def test_a_value_that_does_not_fit_is_the_fault_of_the_request(database_ur
         for values in ("2, 'much too long a name', 0", "2, 'Bob', 99999999999"):
             statement = f"INSERT INTO owner (id, name, age) VALUES ({values})"
             assert (await client.post("/async", json={"sql": statement})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body", ['{"age": 1%s}' % ("0" * 30), r'{"name": "\ud800"}', '{"born": "x"}']
+)
+async def test_a_value_that_cannot_be_sent_is_the_fault_of_the_request(
+    database_url: str, body: str
+) -> None:
+    """Some are refused by a driver, in a way of its own, and some by SQLAlchemy before that."""
+    app = app_of(database_url)
+
+    @app.post("/owners")
+    def add(request: Request, session: Session) -> HTTPResponse:
+        session.add(Owner(**{"name": "Bob", **request.json}))
+        return empty()
+
+    async with serving(app) as client:
+        assert (await client.post("/owners", content=body)).status_code == 400
+
+
+async def test_an_error_of_the_code_is_not_blamed_on_the_request(database_url: str) -> None:
+    """Such as a parameter that was forgotten, which fails before anything is sent."""
+    async with serving(app_of(database_url)) as client:
+        answer = await client.post("/plain", json={"sql": "SELECT :forgotten"})
+        assert answer.status_code == 500
 
 
 @on("sqlite", "postgresql", every_driver=True)
