@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ..database import Database
 from ..observers import Observer
@@ -101,14 +101,24 @@ class UsageObserver(Observer):
             event.listen(session_class, "after_begin", self._begun)
             event.listen(session_class, "before_commit", self._to_be_committed)
             event.listen(session_class, "after_commit", self._committed)
+            event.listen(session_class, "after_transaction_end", self._ended)
+
+    def _transaction(self, session: Session) -> _Transaction:
+        transaction: _Transaction = session.info.setdefault(self, _Transaction())
+        return transaction
 
     def _begun(self, session: Session, _transaction: object, connection: Connection) -> None:
-        session.info[self] = connection.info[self] = _Transaction()
+        connection.info[self] = self._transaction(session)
 
     def _to_be_committed(self, session: Session) -> None:
-        if self in session.info and not session.in_nested_transaction():
-            session.info[self].outcome = "failed"
+        # What the flush of a COMMIT sends may be the first statement, so it need not have begun.
+        if not session.in_nested_transaction():
+            self._transaction(session).outcome = "failed"
 
     def _committed(self, session: Session) -> None:
-        if self in session.info and not session.in_nested_transaction():
-            session.info.pop(self).outcome = "committed"
+        if not session.in_nested_transaction():
+            self._transaction(session).outcome = "committed"
+
+    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            session.info.pop(self, None)

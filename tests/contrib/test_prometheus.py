@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sanic import HTTPResponse, Request, empty
 from sqlalchemy import event, text
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import transactional
@@ -77,6 +78,30 @@ async def test_transactions_are_counted_by_their_end(metered: Metered, database_
         for path in ("204", "204", "404", "doomed", "204"):
             await client.get(f"/{path}")
     assert metered.transactions() == {"committed": 3, "rolled_back": 1, "failed": 1}
+
+
+async def test_a_commit_that_fails_in_its_first_statement_has_failed(metered: Metered) -> None:
+    """What the handler has added is only sent then; a ROLLBACK after it is one again."""
+
+    @metered.app.post("/items")
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name=None))
+        return empty()
+
+    @metered.app.get("/in-vain")
+    async def look_in_vain(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name=None))
+        with suppress(IntegrityError):
+            await session.commit()
+        await session.rollback()
+        await session.execute(text("SELECT 1"))
+        return empty(404)
+
+    async with serving(metered.app) as client:
+        await client.post("/items")
+        assert metered.transactions() == {"failed": 1}
+        await client.get("/in-vain")
+    assert metered.transactions() == {"failed": 2, "rolled_back": 1}
 
 
 async def commit_twice(session: AsyncSession) -> None:
