@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import isawaitable
+from keyword import iskeyword
 from typing import Any, Self, cast
 
 from sanic import Blueprint, Request, Sanic
@@ -113,7 +114,7 @@ class DatabaseBlueprint(Blueprint):
         """Register the database with an app; called by ``app.blueprint``.
 
         Raises:
-            ConfigurationError: the app has the database already, or uses its name otherwise.
+            ConfigurationError: the app has the database already, or its name cannot be used.
         """
         if not self._has_grown(app):
             raise ConfigurationError(
@@ -127,6 +128,12 @@ class DatabaseBlueprint(Blueprint):
         register(app, options)
 
     def _add_database(self, app: Sanic[Any, Any]) -> None:
+        if not self.name.isidentifier() or iskeyword(self.name):
+            raise ConfigurationError(
+                f"'{self.name}' cannot be the name of a database: app.ctx.{self.name} is no "
+                "Python. Give it one of letters, digits and underscores.",
+                entry="database-name",
+            )
         if hasattr(app.ctx, self.name):
             raise ConfigurationError(
                 f"app.ctx.{self.name} is something else already, and the database '{self.name}' "

@@ -228,6 +228,14 @@ def test_a_taken_name_on_the_context_is_refused() -> None:
     assert app.ctx.db == "mine"
 
 
+@pytest.mark.parametrize("name", ["reports-eu", "class"])
+def test_a_name_that_no_variable_can_have_is_refused(name: str) -> None:
+    """The database would be out of reach for code and for the environment, a copy's too."""
+    app: App = Sanic("shop")
+    with pytest.raises(ConfigurationError, match=f"'{name}' cannot be the name of a database"):
+        app.blueprint(db_bp.copy(name))
+
+
 async def test_one_blueprint_serves_two_apps() -> None:
     """Each app has a database of its own."""
     bp = DatabaseBlueprint(metadata=Base.metadata, create_tables=True)
