@@ -211,6 +211,15 @@ async def test_what_cannot_be_carried_out_is_refused(scheme: str, query: str) ->
             await db.ping()
 
 
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey"])
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mysql+asyncmy"])
+async def test_a_file_that_is_missing_is_named(scheme: str, name: str) -> None:
+    """At once: nothing that comes up would bring it."""
+    async with database(f"{scheme}://u@localhost/d?sslmode=verify-full&{name}=/none.pem") as db:
+        with pytest.raises(ConfigurationError, match=f"{name}: .*/none.pem"):
+            await db.ping()
+
+
 async def test_the_system_is_only_believed_with_the_name() -> None:
     """As libpq has it: anybody can have a certificate of a public authority."""
     url = "postgresql+asyncpg://u@localhost/d?sslmode=require&sslrootcert=system"

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from ..exceptions import ConfigurationError
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, in_milliseconds, last_value
-from .tls import SYSTEM, tls_context
+from .tls import SYSTEM, check_files, tls_context
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -112,6 +112,8 @@ class PostgreSQL(Backend):
         if tls.get("sslrootcert") == SYSTEM:
             arguments["ssl"] = self._trusting_the_system(tls)
         elif tls:
+            if tls.get("sslmode") != "disable":
+                check_files(tls)
             # asyncpg reads libpq's own names from a DSN, with libpq's meaning.
             arguments["dsn"] = URL.create("postgresql", query=tls).render_as_string()
         if parameters:

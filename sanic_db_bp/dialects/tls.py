@@ -81,6 +81,7 @@ def tls_context(parameters: Mapping[str, str]) -> SSLContext | None:
     mode = _mode(parameters.get("sslmode", "verify-full"))
     if mode == "disable":
         return None
+    check_files(parameters)
     try:
         context = create_default_context(cafile=None if root == SYSTEM else root)
         if "sslcert" in parameters:
@@ -94,6 +95,23 @@ def tls_context(parameters: Mapping[str, str]) -> SSLContext | None:
     if mode == "require" and root is None:
         context.verify_mode = CERT_NONE
     return context
+
+
+def check_files(parameters: Mapping[str, str]) -> None:
+    """Look whether the files are there.
+
+    Raises:
+        ConfigurationError: one is not, or may not be read; the drivers do not say which.
+    """
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        file = parameters.get(name, SYSTEM)
+        try:
+            if file != SYSTEM:
+                open(file).close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{name}: the file cannot be used: {error}", entry="tls"
+            ) from None
 
 
 def _mode(name: str) -> str:
