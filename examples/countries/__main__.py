@@ -11,13 +11,17 @@ TRY = """
   curl {url}/
   curl '{url}/countries?name=land'
   curl {url}/countries/fr
+  curl {url}/subdivisions
   curl {url}/subdivisions/fr-29
   curl {url}/countries/gb/subdivisions.csv
   curl -X POST {url}/countries/fr/visits
   curl -H 'X-API-Key: {key}' -d '{{"text": "The cheese!"}}' {url}/countries/fr/notes
   curl {url}/countries/fr/notes
+  curl {url}/notes/pages/1
   curl -H 'X-API-Key: {key}' -X DELETE {url}/notes/1
+  curl -d '{{"name": "Grace", "key": "let-grace-in"}}' {url}/readers    # again, and it is a 409
   curl {url}/health/ready
+  curl {url}/metrics
   python -m websockets {ws}/search          then type: wales
   sanic examples.countries.app:create_app exec counts
 

@@ -6,14 +6,14 @@ from json import dumps
 from typing import Any
 
 from sanic import Sanic
-from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.exc import IntegrityError
 
 from sanic_db_bp import DatabaseBlueprint
-from sanic_db_bp.contrib import n_plus_one, server_timing
+from sanic_db_bp.contrib import errors
 from sanic_db_bp.contrib.health import HealthBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
 
-from . import data, live, routes
+from . import data, live, observe, routes
 from .models import Base, Country
 
 
@@ -29,12 +29,12 @@ def create_app() -> Sanic[Any, Any]:
     app.blueprint(routes.bp)
     app.blueprint(live.bp)
     app.ext.add_dependency(Country, routes.get_country)
-    app.error_handler.add(NoResultFound, routes.not_found)
+    errors.install(app)
+    app.error_handler.add(errors.RowNotFound, routes.not_found)
+    observe.install(app)
     app.before_server_start(load_data)
     app.after_server_start(start_sweeping)
     app.command(counts)
-    server_timing.install(app)
-    n_plus_one.install(app)
     return app
 
 

@@ -1,19 +1,21 @@
 """The handlers; hardly two of them ask for their session in the same way."""
 
+from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from sanic import Blueprint, HTTPResponse, Request, empty, json
 from sanic.exceptions import BadRequest, Forbidden, Unauthorized
 from sanic.views import HTTPMethodView
 from sanic_ext import validate
 from sqlalchemy import select
-from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from sanic_db_bp import AsyncReadSession, ReadSession, on_commit, transactional
+from sanic_db_bp.contrib.errors import RowNotFound, get_or_404
+from sanic_db_bp.contrib.pagination import keyset_page, offset_page
 
 from .data import count_rows
 from .live import announce
@@ -35,8 +37,8 @@ async def identify_reader(request: Request) -> None:
             raise Unauthorized("Nobody has this key")
 
 
-async def not_found(request: Request, error: NoResultFound) -> HTTPResponse:
-    """What `session.get_one()` cannot find is a 404."""
+async def not_found(request: Request, error: RowNotFound) -> HTTPResponse:
+    """In place of "It was not found", for `get_one()` and `get_or_404()` alike."""
     return json({"message": f"There is no {request.path}"}, status=404)
 
 
@@ -67,6 +69,17 @@ def show_country(request: Request, code: str, country: Country) -> HTTPResponse:
     return json(country.to_dict() | {"subdivisions": subdivisions})
 
 
+@bp.get("/subdivisions")
+async def list_subdivisions(request: Request, session: AsyncReadSession) -> HTTPResponse:
+    """Ten at a time, from the place on that the cursor of the page before names."""
+    query = select(Subdivision)
+    page = await keyset_page(
+        session, query, Subdivision.name, cursor=request.args.get("cursor"), size=10
+    )
+    found = [subdivision.to_dict() for subdivision in page.items]
+    return json({"subdivisions": found, "next": page.next, "previous": page.previous})
+
+
 @bp.get("/subdivisions/<code:str>")
 def show_subdivision(request: Request, code: str, session: ReadSession) -> HTTPResponse:
     """A plain session for reading; `path` goes up through the parents, lazily."""
@@ -81,6 +94,19 @@ async def visit_country(request: Request, code: str, country: Country) -> HTTPRe
     """Of two visits at once one may have to run again, from the lookup of the country on."""
     country.visits += 1
     return json({"visits": country.visits})
+
+
+class NewReader(BaseModel):
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=50)]
+    key: Annotated[str, StringConstraints(min_length=8)]
+
+
+@bp.post("/readers")
+@validate(json=NewReader)
+def add_reader(request: Request, session: Session, body: NewReader) -> HTTPResponse:
+    """No look whether somebody has this key already: the COMMIT finds out, and it is a 409."""
+    session.add(Reader(name=body.name, key_hash=Reader.hash_key(body.key)))
+    return json({"name": body.name}, status=201)
 
 
 class NewNote(BaseModel):
@@ -110,11 +136,42 @@ class NotesView(HTTPMethodView):
 bp.add_route(NotesView.as_view(), "/countries/<code:str>/notes")
 
 
+class Named(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+
+
+class NoteOnPage(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    text: str
+    created_at: datetime
+    country: Named
+    reader: Named | None
+
+
+class NotesPage(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    items: list[NoteOnPage]
+    number: int
+    pages: int
+
+
+@bp.get("/notes/pages/<number:int>")
+def list_notes(request: Request, number: int, session: ReadSession) -> HTTPResponse:
+    """The newest first; pydantic makes the answer of the objects."""
+    query = select(Note).options(joinedload(Note.country), joinedload(Note.reader))
+    page = offset_page(session, query.order_by(Note.id.desc()), number=number, size=10)
+    return json(NotesPage.model_validate(page).model_dump(mode="json"))
+
+
 # A longer number fits no column.
 @bp.delete("/notes/<note_id:[0-9]{1,9}>")
 async def delete_note(request: Request, note_id: str, session: Session) -> HTTPResponse:
     """A plain session in an `async def`: the same transaction as in the middleware above."""
-    note = session.get_one(Note, int(note_id))
+    note = get_or_404(session, Note, int(note_id))
     if note.reader is not request.ctx.reader:
         raise Forbidden("This note is somebody else's")
     session.delete(note)

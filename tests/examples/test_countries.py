@@ -31,7 +31,9 @@ LOADED = {"country": 249, "subdivision": 5046, "reader": 1}
 
 
 @contextmanager
-def running(folder: Path, *command: str, port: int = 0) -> Iterator[subprocess.Popen[str]]:
+def running(
+    folder: Path, *command: str, port: int = 0, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """Run a command of this Python in a folder; stop it as Ctrl-C does."""
     inherited = {
         name: value
@@ -39,7 +41,7 @@ def running(folder: Path, *command: str, port: int = 0) -> Iterator[subprocess.P
         if not name.startswith("SANIC_") and name != "DATABASE_URL"
     }
     path = os.pathsep.join(filter(None, [str(PROJECT), inherited.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PORT": str(port)}
+    environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PORT": str(port)}
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
@@ -228,6 +230,76 @@ def test_reader_deletes_their_own_note_only(client: httpx.Client) -> None:
     assert notes_on(client, "pt") == []
 
 
+def test_subdivisions_come_in_pages(client: httpx.Client) -> None:
+    """Following the cursors leads to each of them once, in the order of their names, and back."""
+    first = page = client.get("/subdivisions").json()
+    found = list(page["subdivisions"])
+    while page["next"] and len(found) < 100:
+        page = client.get("/subdivisions", params={"cursor": page["next"]}).json()
+        found += page["subdivisions"]
+    assert len({each["code"] for each in found}) == 100
+    names = [each["name"] for each in found]
+    assert names == sorted(names)
+    second = client.get("/subdivisions", params={"cursor": first["next"]}).json()
+    back = client.get("/subdivisions", params={"cursor": second["previous"]}).json()
+    assert back["subdivisions"] == first["subdivisions"]
+    assert client.get("/subdivisions", params={"cursor": "nonsense"}).status_code == 400
+
+
+def test_notes_come_in_pages(client: httpx.Client) -> None:
+    """The newest first, each with the names of its country and reader."""
+    client.post("/countries/fi/notes", json={"text": "Sauna!"}, headers=ADA)
+    page = client.get("/notes/pages/1").json()
+    note = page["items"][0]
+    assert (note["text"], note["country"]["name"], note["reader"]["name"]) == (
+        "Sauna!",
+        "Finland",
+        "Ada",
+    )
+    assert page["number"] == 1 <= page["pages"]
+    assert client.get("/notes/pages/0").status_code == 400
+
+
+def test_key_belongs_to_one_reader(client: httpx.Client) -> None:
+    """The second to come with it is told of a conflict, and nothing else."""
+    body = {"name": "Grace", "key": "let-grace-in"}
+    assert client.post("/readers", json=body).status_code == 201
+    refused = client.post("/readers", json=body | {"name": "Eve"})
+    assert refused.status_code == 409
+    assert "grace" not in refused.text.lower()
+    note = client.post(
+        "/countries/us/notes", json={"text": "COBOL!"}, headers={"X-API-Key": "let-grace-in"}
+    )
+    assert note.json()["reader"] == "Grace"
+
+
+def test_work_is_counted(client: httpx.Client) -> None:
+    """In the header of each answer, and for Prometheus."""
+    assert "1 query" in client.get("/countries").headers["server-timing"]
+    assert 'sanic_db_transactions_total{database="db",outcome="committed"}' in (
+        client.get("/metrics").text
+    )
+
+
+def test_traces_are_printed_where_asked_for(tmp_path: Path) -> None:
+    """Each statement is a span below that of its route."""
+    port = free_port()
+    with running(tmp_path, "-m", "examples.countries", port=port, TRACES="1") as process:
+        read_until(process, "Worker ready")
+        httpx.get(f"http://127.0.0.1:{port}/countries")
+        read_until(process, '"name": "GET /countries"')
+
+
+def test_tests_of_the_example_pass(tmp_path: Path) -> None:
+    """They show the pytest plugin, and touch no database but their own."""
+    options = ["-q", "-p", "no:cacheprovider", "-p", "pytest_sanic_db_bp", f"--rootdir={PROJECT}"]
+    tests = str(PROJECT / "examples" / "countries")
+    with running(tmp_path, "-m", "pytest", *options, tests) as process:
+        screen, _ = process.communicate(timeout=120)
+    assert "2 passed" in screen, screen
+    assert not list(tmp_path.glob("*.db"))
+
+
 def test_subdivisions_are_streamed_as_csv(client: httpx.Client) -> None:
     """All rows arrive, in chunks, with quotes where a name needs them."""
     response = client.get("/countries/gb/subdivisions.csv")
@@ -286,7 +358,7 @@ def test_second_start_keeps_all_but_old_notes(tmp_path: Path) -> None:
 def ask_like_curl(line: str) -> httpx.Response:
     """Send what a curl line on the screen would send."""
     method, url, headers, data = "", "", {}, None
-    words = iter(shlex.split(line)[1:])
+    words = iter(shlex.split(line, comments=True)[1:])
     for word in words:
         if word == "-X":
             method = next(words)
@@ -308,7 +380,7 @@ def test_lines_on_the_screen_work(tmp_path: Path) -> None:
         lines = re.findall(r"^  (curl .*)$", screen, re.MULTILINE)
         for line in lines:
             assert ask_like_curl(line).is_success, line
-    assert len(lines) == 10
+    assert len(lines) == 14
     assert process.returncode == 0
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -35,6 +37,14 @@ def test_test_client(app: App, sanic_db_session: Session, time: int) -> None:
     assert app.test_client.get("/names")[1].json == ["Cocoa", "Coffee", "Tea"]
     assert app.test_client.get("/names-plainly")[1].json == ["Cocoa", "Coffee", "Tea"]
     assert names(sanic_db_session) == ["Cocoa", "Coffee", "Tea"]
+
+
+def test_the_start_of_a_server_does_not_count(
+    app: App, assert_max_queries: Callable[[int], AbstractContextManager[list[str]]]
+) -> None:
+    with assert_max_queries(1) as queries:
+        app.test_client.get("/names")
+    assert len(queries) == 1
 
 
 @pytest.mark.parametrize("time", [1, 2])

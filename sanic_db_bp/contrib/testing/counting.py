@@ -12,6 +12,14 @@ from sqlalchemy import Engine, event
 
 from ...database import Database
 
+AT_THE_START = (
+    "wait_until_up",
+    "pending_migrations",
+    "create_missing_tables",
+    "allowed_connections",
+)
+"""What the package itself asks when a server starts."""
+
 _starting: ContextVar[bool] = ContextVar("sanic_db_bp_starting", default=False)
 
 
@@ -63,7 +71,7 @@ def max_queries(most: int) -> Iterator[QueryLog]:
 @contextmanager
 def _starts_left_out() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("wait_until_up", "create_missing_tables"):
+        for name in AT_THE_START:
             patch.setattr(Database, name, _uncounted(getattr(Database, name)))
         yield
 
