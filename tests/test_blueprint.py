@@ -4,12 +4,14 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sanic import Blueprint, HTTPResponse, Request, Sanic, empty, json, text
 from sanic.exceptions import ServiceUnavailable
+from sanic.worker.multiplexer import WorkerMultiplexer
 from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, literal, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -486,6 +488,20 @@ async def test_the_connections_are_divided_among_the_workers() -> None:
 
     async with serving(app):
         assert app.ctx.db.workers == 3
+
+
+async def test_a_worker_counts_those_that_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It only knows the processes beside it, and not every one of them serves."""
+    monkeypatch.setenv("SANIC_WORKER_NAME", "Sanic-Server-1-0")
+    app: App = Sanic("shop")
+    app.blueprint(DatabaseBlueprint(url="sqlite:///shop.db", max_connections=12))
+    processes = {f"Sanic-Server-{number}-0": {"server": True} for number in range(2)}
+    others = {"Sanic-Main": {}, "Sanic-Reloader-0": {"server": False}}
+    reading, writing = Pipe(duplex=False)
+    with reading, writing:
+        app.multiplexer = WorkerMultiplexer(writing, {**others, **processes})
+        async with serving(app):
+            assert app.ctx.db.workers == 2
 
 
 # --- Tables

@@ -757,6 +757,26 @@ def test_uninterrupted_outlasts_cancellations(run: Run, times: int) -> None:
     assert log == ["done", "result", "bookkeeping"]
 
 
+def test_uninterrupted_outlasts_a_cancellation_between_two_steps(run: Run) -> None:
+    """Work that only lets other tasks run waits for no future, and is done all the same."""
+    log: Log = []
+
+    async def caller() -> None:
+        log.append(await uninterrupted(logging_steps(log, "step"), within=5))
+        await asyncio.sleep(0)
+        log.append("never reached")
+
+    async def main() -> bool:
+        task = asyncio.ensure_future(caller())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    assert run(main())
+    assert log == ["step 0", "step 1", "step 2", "step"]
+
+
 def test_uninterrupted_cancels_the_caller_that_ends_at_once(run: Run) -> None:
     """A caller that never waits again is cancelled all the same."""
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from sanic_db_bp import (
     AsyncReadSession,
@@ -39,7 +40,13 @@ from sanic_db_bp import (
     current_session,
     on_commit,
 )
-from tests.databases import on_every_driver, on_every_driver_of_servers, on_sqlite
+from tests.databases import (
+    on_every_driver,
+    on_every_driver_of_servers,
+    on_postgresql,
+    on_sqlite,
+)
+from tests.proxy import proxied
 from tests.servers import Server
 
 ROOT = Path(__file__).parents[1]
@@ -669,6 +676,22 @@ async def test_disposal_is_bounded_if_the_server_is_frozen(own_server: Server) -
             await database.dispose(within=0.1)
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+@on_postgresql
+async def test_a_disposal_that_fails_is_logged(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool of another class waits for each goodbye; the end comes all the same."""
+    monkeypatch.setattr("sanic_db_bp.database.CLOSE_WITHIN", 0.05)
+    async with proxied(database_url) as proxy:
+        pool = {"poolclass": AsyncAdaptedQueuePool}
+        database = Database(settings(proxy.url, engine_options=pool))
+        await database.ping()
+        proxy.freeze()
+        async with asyncio.timeout(1):
+            await database.dispose()
+    assert "closing the connections of postgresql+asyncpg://" in caplog.text
 
 
 @on_every_driver

@@ -21,6 +21,7 @@ from sanic_db_bp.exceptions import DatabaseUnavailable
 from sanic_db_bp.pool import FairPool, FairQueue
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on_all, on_every_driver, on_every_driver_of_servers
+from tests.proxy import proxied
 
 pytestmark = on_every_driver
 
@@ -247,6 +248,27 @@ async def test_disposal_does_not_wait_for_a_connection_that_is_being_opened() ->
         with pytest.raises((asyncio.CancelledError, DatabaseUnavailable)):
             await task
     silent.close()
+
+
+@on_every_driver_of_servers
+async def test_a_connection_that_comes_too_late_is_kept_for_the_next(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wanted it is told that POOL_TIMEOUT is over; it is not opened in vain."""
+    monkeypatch.setattr("sanic_db_bp.pool.SHORTEST_OPENING", 0.1)
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_size=1, pool_timeout=0.1)
+        proxy.freeze()
+        with pytest.raises(PoolTimeoutError, match=r"longer to open than POOL_TIMEOUT, 0\.1 s"):
+            await use(engine)
+        assert pool_of(engine).checkedout() == 1
+        proxy.thaw()
+        async with asyncio.timeout(5):
+            await asyncio.wait(pool_of(engine)._opening)
+        assert pool_of(engine).checkedin() == 1
+        assert await use(engine) == 1
+        assert proxy.lines == 1
+        await engine.dispose()
 
 
 # The queue by itself

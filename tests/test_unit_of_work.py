@@ -143,14 +143,26 @@ async def test_an_ended_unit_of_work_ends_only_once(
     """Ending it again, in whatever way, does nothing."""
     unit = database.unit_of_work()
     await use(unit)
+    unit.on_commit(lambda: statements.append("callback"))
     assert unit.in_transaction
     await run_in_bridge(unit.commit)
     await run_in_bridge(unit.rollback)
     await run_in_bridge(unit.commit)
     unit.discard()
-    assert statements == ["begin", "commit"]
+    assert statements == ["begin", "commit", "callback"]
     assert unit.finished
     assert not unit.in_transaction
+
+
+@pytest.mark.parametrize("first", ["commit", "rollback"])
+async def test_an_end_without_a_transaction_is_the_only_one(database: Database, first: str) -> None:
+    """What waits for a COMMIT is called once at a good end, and never after a bad one."""
+    called: list[str] = []
+    unit = database.unit_of_work()
+    unit.on_commit(lambda: called.append("callback"))
+    await run_in_bridge(getattr(unit, first))
+    await run_in_bridge(unit.commit)
+    assert called == (["callback"] if first == "commit" else [])
 
 
 async def test_a_failing_commit_rolls_everything_back(database: Database) -> None:
@@ -648,6 +660,17 @@ async def test_discard_cuts_the_connections(database: Database) -> None:
         await session.execute(ONE)
     assert await count(database) == 0
     await run_in_bridge(unit.rollback)
+
+
+async def test_a_discarded_unit_of_work_is_over(database: Database) -> None:
+    """A session that is asked for later refuses, and a disposal does not wait for it."""
+    unit = database.unit_of_work()
+    await use(unit)
+    await run_in_bridge(unit.discard)
+    with pytest.raises(SessionFinished):
+        await unit.async_read_session.execute(ONE)
+    async with asyncio.timeout(2):
+        await database.dispose(within=5)
 
 
 async def test_discard_leaves_what_is_done(database: Database) -> None:

@@ -525,6 +525,27 @@ async def test_response_middleware_that_replaces_a_stream_without_a_session(app:
 
 
 @on_postgresql
+async def test_a_failing_stream_without_a_session(
+    app: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends as in Sanic, and the log has its own error."""
+
+    @app.post("/")
+    async def stream(request: Request) -> ResponseStream:
+        async def run(response: Any) -> None:
+            await response.write("first")
+            raise LookupError("lost")
+
+        return ResponseStream(run)
+
+    async with serving(app) as client:
+        assert (await client.post("/")).text == "first"
+    error = errors(caplog)[0]
+    assert error.exc_info is not None
+    assert isinstance(error.exc_info[1], LookupError)
+
+
+@on_postgresql
 async def test_response_middleware_of_a_stream_may_use_the_session(
     app: Shop, observer: Observer, way: Any
 ) -> None:
