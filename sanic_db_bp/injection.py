@@ -33,6 +33,9 @@ _OPERATIONS: Callable[[], Any] = OperationStore
 ANONYMOUS = {Session, AsyncSession, ReadSession, AsyncReadSession}
 """The classes that do not tell which database is meant: they stand for the default one."""
 
+OURS, BRIDGED = "__sanic_db_bp__", "__sanic_db_bp_bridged__"
+"""The marks of constructors that this package has registered, and that it runs in the bridge."""
+
 
 class Injectables:
     """What the handlers of an app may ask this package for.
@@ -155,7 +158,7 @@ def _register(
     """Tell sanic-ext the types, for the app's own dependencies; what the app has said stays."""
     for injected, constructor in injectables.constructors():
         if injected not in registry:
-            constructor.__sanic_db_bp__ = True  # type: ignore[attr-defined]
+            setattr(constructor, OURS, True)
             app.ext.add_dependency(injected, constructor)
 
 
@@ -163,7 +166,7 @@ def bridge_dependencies(app: Sanic[Any, Any]) -> None:
     """Let the app's own dependencies use the plain sessions that they ask for."""
     sessions = set(Injectables(app).sessions)
     for constructor in (_registry_of(app) or {}).values():
-        if _reaches(constructor, sessions) and not _is_ours(constructor):
+        if _reaches(constructor, sessions) and not hasattr(constructor.func, BRIDGED):
             constructor.func = _bridged_constructor(constructor.func)
 
 
@@ -184,12 +187,12 @@ def _bridged_constructor(function: Callable[..., Any]) -> Callable[..., Any]:
 
     construct.__name__ = getattr(function, "__name__", repr(function))
     construct.__annotations__ = hints_of(function)
-    construct.__sanic_db_bp__ = True  # type: ignore[attr-defined]
+    setattr(construct, BRIDGED, True)
     return construct
 
 
 def _is_ours(constructor: Constructor) -> bool:
-    return hasattr(constructor.func, "__sanic_db_bp__")
+    return hasattr(constructor.func, OURS)
 
 
 def _registry_of(app: Sanic[Any, Any]) -> dict[type, Constructor] | None:

@@ -10,7 +10,14 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import AsyncReadSession, Database, ReadSession, current_session
+from sanic_db_bp import (
+    AsyncReadSession,
+    ConfigurationError,
+    Database,
+    ReadSession,
+    current_session,
+    inject_session,
+)
 from tests.injection.helpers import (
     App,
     Author,
@@ -185,6 +192,10 @@ async def test_dependencies_added_while_the_server_starts_are_found(app: App) ->
         assert (await client.get("/")).text == "0"
 
 
+class OwnSession(Session):
+    """A session that the app makes by itself."""
+
+
 class OwnAsyncSession(AsyncSession):
     """A session that the app makes by itself."""
 
@@ -215,6 +226,29 @@ async def test_what_the_app_itself_registers_holds_everywhere(app: App) -> None:
     async with serving(app) as client:
         expected = ["OwnAsyncSession", "OwnAsyncSession", "Session"]
         assert (await client.get("/")).json() == expected
+
+
+async def test_what_the_app_itself_registers_holds_at_each_start(app: App) -> None:
+    """Also if it asks for a session of ours, for which it is bridged."""
+
+    def make(session: AsyncSession) -> Session:
+        return OwnSession()
+
+    app.ext.add_dependency(Session, make)
+
+    @app.get("/")
+    async def handler(request: Request, session: Session) -> HTTPResponse:
+        return text(type(session).__name__)
+
+    @inject_session(app=app)
+    def function(session: Session) -> None:
+        raise AssertionError("not reached")
+
+    for _ in range(2):
+        async with serving(app) as client:
+            assert (await client.get("/")).text == "OwnSession"
+            with pytest.raises(ConfigurationError, match="no database"):
+                await function()
 
 
 async def test_a_failing_dependency_rolls_back(app: App) -> None:
