@@ -198,15 +198,10 @@ class DatabaseBlueprint(Blueprint):
             raise
 
     async def _install(self, app: Sanic[Any, Any]) -> None:
-        if self._is_first(app):
-            install(app)
+        install(app)
 
     async def _bridge_dependencies(self, app: Sanic[Any, Any]) -> None:
-        if self._is_first(app):
-            bridge_dependencies(app)
-
-    def _is_first(self, app: Sanic[Any, Any]) -> bool:
-        return next(iter(databases_of(app))) == self.name
+        bridge_dependencies(app)
 
     def _is_last(self, app: Sanic[Any, Any]) -> bool:
         return next(reversed(databases_of(app))) == self.name
