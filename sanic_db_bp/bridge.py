@@ -95,10 +95,9 @@ async def _run(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     worker.task = driver.task if type(driver) is _Worker else current_task()
     waits_for = worker.switch(function, arguments)
     while waits_for is not _DONE:
-        if worker.uninterrupted_within is not None:
-            waits_for = _Uninterrupted(waits_for, worker.uninterrupted_within)
+        within = worker.uninterrupted_within
         try:
-            value = await waits_for
+            value = await (waits_for if within is None else _Uninterrupted(waits_for, within))
         except BaseException:
             waits_for = worker.throw(*sys.exc_info())
         else:
