@@ -267,9 +267,9 @@ class FairPool(AsyncAdaptedQueuePool):
         closing = {}
         while not self._pool.empty():
             record = self._pool.get_nowait()
-            if record.dbapi_connection is not None:
-                connection = record.dbapi_connection.driver_connection
-                closing[asyncio.create_task(run_in_bridge(record.close))] = connection
+            assert record.dbapi_connection is not None
+            connection = record.dbapi_connection.driver_connection
+            closing[asyncio.create_task(run_in_bridge(record.close))] = connection
         if closing:
             _, late = await asyncio.wait(closing, timeout=within)
             for task in late:

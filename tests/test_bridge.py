@@ -843,6 +843,59 @@ def test_uninterrupted_is_bounded_in_time(run: Run) -> None:
     assert log == ["cut off"]
 
 
+def test_what_was_cut_off_is_kept_until_it_has_ended(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It sees its cancellation, may take long to clean up, and its errors concern nobody."""
+    log: Log = []
+    gates: list[weakref.ref[asyncio.Future[None]]] = []
+    cleaning = weakref.WeakSet[asyncio.Task[Any]]()
+    # Unlike the one in C, it does not take a step before it is done.
+    task_in_python: Any = vars(asyncio.tasks)["_PyTask"]
+
+    async def slow_to_cancel() -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        try:
+            await task_in_python(slow_to_cancel())
+        except BaseException as error:
+            log.append(type(error).__name__)
+            if task := asyncio.current_task():
+                cleaning.add(task)
+            # Nothing but the work itself knows of this future.
+            own = asyncio.get_running_loop().create_future()
+            gates.append(weakref.ref(own))
+            await own
+        log.append("cleaned up")
+        raise LookupError("lost")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(uninterrupted(work(), within=0.01))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        del task
+        while not gates:
+            await asyncio.sleep(0.001)
+        gc.collect()
+        own = gates[0]()
+        assert own is not None
+        own.set_result(None)
+        while cleaning:
+            await asyncio.sleep(0.001)
+            gc.collect()
+
+    run(asyncio.wait_for(main(), 5))
+    gc.collect()
+    assert log == ["CancelledError", "cleaned up"]
+    assert caplog.records == []
+
+
 def test_uninterrupted_passes_on_that_the_work_was_cancelled(run: Run) -> None:
     """Work that is cancelled by somebody else cancels the caller."""
 

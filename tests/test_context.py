@@ -924,6 +924,21 @@ async def test_a_request_of_an_app_without_a_database_has_no_current_session() -
         assert (await client.get("/")).status_code == 204
 
 
+async def test_a_blueprint_that_comes_after_the_start_is_too_late(tmp_path: Path) -> None:
+    """The requests of its app were set up without a database."""
+    app: App = Sanic("app")
+
+    @app.get("/")
+    async def handler(request: Request) -> HTTPResponse:
+        with pytest.raises(NoCurrentSession, match="before the server starts"):
+            current_session()
+        return empty()
+
+    async with serving(app) as client:
+        app.blueprint(DatabaseBlueprint(url=f"sqlite:///{tmp_path / 'late.db'}"))
+        assert (await client.get("/")).status_code == 204
+
+
 async def test_a_websocket_has_no_current_session(app: App) -> None:
     """In a websocket handler each message has a block, and only there is a current session."""
     from websockets.asyncio.client import connect

@@ -165,6 +165,8 @@ def test_a_base_class_has_no_answers() -> None:
         backend.is_closed(object())
     with pytest.raises(NotImplementedError):
         backend.is_retryable(error)
+    with pytest.raises(NotImplementedError):
+        backend.is_whole(object())
 
 
 # Parameters of the URL, on a real server
@@ -233,8 +235,9 @@ async def test_a_server_that_cannot_look_for_its_clients(
     name = "client_connection_check_interval"
     monkeypatch.setattr(postgresql, "LOOK_FOR_CLIENT", (name, "-1"))
     engine = engine_of(database_url)
-    async with engine.connect() as connection:
-        assert await connection.scalar(text(f"SHOW {name}")) == "0"
+    async with engine.connect() as first, engine.connect() as second:
+        for connection in (first, second):
+            assert await connection.scalar(text(f"SHOW {name}")) == "0"
     await engine.dispose()
 
 

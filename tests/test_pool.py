@@ -315,6 +315,16 @@ async def test_what_comes_just_before_the_time_is_up_is_taken() -> None:
     assert await waiting is item
 
 
+async def test_who_has_time_waits_without_end() -> None:
+    """As in any queue, if no timeout is given."""
+    queue: FairQueue = FairQueue(1)
+    item: Any = object()
+    waiting = asyncio.create_task(run_in_bridge(queue.get))
+    await until(lambda: queue.waiting() == 1)
+    queue.put(item)
+    assert await waiting is item
+
+
 async def test_an_empty_queue_says_so_at_once() -> None:
     """Who does not want to wait is told."""
     queue: FairQueue = FairQueue(1)

@@ -698,6 +698,7 @@ async def test_a_task_that_does_not_let_go_is_cut_off(database: Database) -> Non
 
     with pytest.raises(ConcurrentSessionUse):
         await work()
+    assert in_use(database) == 0
     assert await all_are_free(database)
     assert await count(database) == 0
     await asyncio.wait(tasks)

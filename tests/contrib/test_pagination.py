@@ -12,7 +12,7 @@ import pytest
 from sanic import HTTPResponse, Request
 from sanic import json as as_json
 from sanic.exceptions import BadRequest
-from sqlalchemy import DateTime, LargeBinary, Numeric, String, Uuid, func, select
+from sqlalchemy import DateTime, Double, LargeBinary, Numeric, String, Uuid, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -41,6 +41,8 @@ class Book(Base):
     number: Mapped[UUID] = mapped_column(Uuid)
     subtitle: Mapped[str | None] = mapped_column(String(20))
     cover: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    weight: Mapped[float] = mapped_column(Double)
+    is_lent: Mapped[bool]
 
 
 def book(number: int) -> Book:
@@ -51,6 +53,8 @@ def book(number: int) -> Book:
         price=Decimal(number % 4) / 4,
         printed=datetime(2020, 1, 1 + number % 5, 12, 30, 0),
         number=UUID(int=number % 6),
+        weight=number % 5 / 8,
+        is_lent=number % 2 == 0,
     )
 
 
@@ -73,6 +77,7 @@ ORDERS: list[tuple[Any, ...]] = [
     (Book.price.desc(), Book.title),
     (Book.printed.desc(),),
     (Book.number, Book.printed.desc()),
+    (Book.is_lent.desc(), Book.weight),
     (func.coalesce(Book.subtitle, "-"), Book.title.desc()),
 ]
 
@@ -112,7 +117,8 @@ async def test_rows_that_come_and_go_move_no_others(db: Database) -> None:
 
 
 def _values(of: Book) -> dict[str, Any]:
-    return {name: getattr(of, name) for name in ("title", "price", "printed", "number")}
+    names = ("title", "price", "printed", "number", "weight", "is_lent")
+    return {name: getattr(of, name) for name in names}
 
 
 async def test_a_page_may_be_filtered_and_plain(db: Database) -> None:
@@ -186,6 +192,10 @@ async def test_garbage_in_place_of_a_cursor_is_a_bad_request(db: Database) -> No
             (Book.printed, "yesterday"),
             (Book.number, "1"),
             (Book.number, 1),
+            (Book.weight, "1"),
+            (Book.weight, True),
+            (Book.weight, float("inf")),
+            (Book.is_lent, 1),
         ]:
             with pytest.raises(BadRequest, match="cursor"):
                 await keyset_page(session, select(Book), column, cursor=cursor_of("n", value, 1))
@@ -234,6 +244,8 @@ async def test_an_order_that_cannot_be_kept_is_refused(db: Database) -> None:
             await keyset_page(session, select(Book), Book.subtitle.desc())
         with pytest.raises(ConfigurationError, match="cannot hold"):
             await keyset_page(session, select(Book), Book.cover)
+        with pytest.raises(ConfigurationError, match="cannot hold"):
+            await keyset_page(session, select(Book), text("title"))
         with pytest.raises(ConfigurationError, match="mapped class"):
             await offset_page(session, select(func.now()))
         with pytest.raises(ConfigurationError, match="has NULL"):

@@ -180,6 +180,27 @@ async def test_response_middleware_is_the_first_to_use_the_session(
         assert observer.names() == (["after"] if path == "/" else [])
 
 
+@on_postgresql
+async def test_one_response_object_answers_many_requests(app: Shop, observer: Observer) -> None:
+    """Those too in which nobody uses a session."""
+    always = text("answered")
+
+    @app.middleware("response")
+    async def after(request: Request, response: BaseHTTPResponse) -> None:
+        if name := request.args.get("name"):
+            await use_session(request, name)
+
+    @app.post("/")
+    async def answer(request: Request) -> HTTPResponse:
+        return always
+
+    async with serving(app) as client:
+        for path in ("/?name=apple", "/", "/?name=pear"):
+            assert (await client.post(path)).text == "answered"
+        assert observer.names() == ["apple", "pear"]
+        await settled(app, observer)
+
+
 async def test_response_middleware_that_raises(app: Shop, observer: Observer) -> None:
     """What response middleware did before it raised leaves no connection behind."""
 
