@@ -34,9 +34,10 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
     @event.listens_for(engine.sync_engine, "handle_error")
     def note(context: ExceptionContext) -> None:
         connection = context.connection
-        if connection is None or connection.closed or in_autocommit(connection):
+        failed_commit = context.statement is None
+        if failed_commit or connection is None or connection.closed or in_autocommit(connection):
             return
-        if backend.may_end_transaction(context.original_exception):
+        if backend.may_end_transaction(connection, context.original_exception):
             connection.info[DOUBTFUL] = True
 
     def commit_what_is_whole(dbapi_connection: Any) -> None:

@@ -126,13 +126,13 @@ class Backend:
     def _lost_a_race(self, driver_error: BaseException) -> bool:
         raise NotImplementedError
 
-    def may_end_transaction(self, driver_error: BaseException) -> bool:
+    def may_end_transaction(self, connection: Connection, driver_error: BaseException) -> bool:
         """Whether a statement that failed so may have ended its transaction without a word."""
         return True
 
     def is_whole(self, dbapi_connection: Any) -> bool:
         """Whether COMMIT would keep all that was done since BEGIN; asked after such a failure."""
-        raise NotImplementedError
+        return False
 
 
 def last_value(value: Any) -> Any:

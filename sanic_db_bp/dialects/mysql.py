@@ -43,6 +43,7 @@ class MySQL(Backend):
         """
 
     _DEADLOCK, _LOCK_WAIT_TIMEOUT, _RECORD_HAS_CHANGED = 1213, 1205, 1020
+    _LOCK_TABLE_FULL = 1206
 
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
@@ -105,12 +106,10 @@ class MySQL(Backend):
         number = driver_error.args[0] if driver_error.args else None
         return number in {self._DEADLOCK, self._LOCK_WAIT_TIMEOUT, self._RECORD_HAS_CHANGED}
 
-    def may_end_transaction(self, driver_error: BaseException) -> bool:
-        return bool(driver_error.args) and driver_error.args[0] == self._DEADLOCK
-
-    def is_whole(self, dbapi_connection: Any) -> bool:
-        # The next statement has begun another transaction, as if nothing had been.
-        return False
+    def may_end_transaction(self, connection: Connection, driver_error: BaseException) -> bool:
+        # The next statement begins another transaction, as if nothing had been.
+        number = driver_error.args[0] if driver_error.args else None
+        return number in {self._DEADLOCK, self._RECORD_HAS_CHANGED, self._LOCK_TABLE_FULL}
 
 
 def _insist_on_tls(dialect: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,16 @@ class SQLite(Backend):
         code = getattr(driver_error, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in {self._BUSY, self._LOCKED}
 
-    def is_whole(self, dbapi_connection: Any) -> bool:
-        # A full disk, for one, ends the transaction.
-        return bool(dbapi_connection.driver_connection.in_transaction)
+    def may_end_transaction(self, connection: Connection, driver_error: BaseException) -> bool:
+        if not isinstance(driver_error, sqlite3.Error) or not connection.in_transaction():
+            return False
+        raw: Any = connection.connection
+        if raw.driver_connection.in_transaction:
+            return False
+        # A full disk, for one, ends the transaction: each statement that follows would be stored
+        # by itself.
+        execute_each(raw, ["BEGIN"])
+        return True
 
 
 def _end_at_once(connection: Any) -> None:

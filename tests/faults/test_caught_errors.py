@@ -1,8 +1,8 @@
 """A database error that a handler catches never makes the COMMIT keep less than the client is told.
 
 A failed statement may end its transaction, and no database says so at the COMMIT: PostgreSQL
-answers it with ROLLBACK, MariaDB commits what came after a deadlock, SQLite what came after an
-error such as a full disk or ``OR ROLLBACK``.
+answers it with ROLLBACK, MariaDB commits what came after a deadlock or a lost race for a row,
+SQLite has stored each statement that came after an error such as a full disk or ``OR ROLLBACK``.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from contextlib import suppress
 
 import pytest
 from sanic import HTTPResponse, Request, empty
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import on_commit
 from tests.serving import serving
-from tests.shop import Item, Observer, eventually, make_app, settled
+from tests.shop import Item, Observer, Shop, eventually, make_app, settled
 
 Failure = Callable[[AsyncSession, Observer], Awaitable[None]]
 
@@ -34,6 +34,21 @@ async def _abort(session: AsyncSession, _observer: Observer) -> None:
 
 async def _roll_back_on_conflict(session: AsyncSession, _observer: Observer) -> None:
     await session.execute(text("INSERT OR ROLLBACK INTO item (name, stock) VALUES ('plum', 0)"))
+
+
+async def _fill_the_disk(session: AsyncSession, _observer: Observer) -> None:
+    pages = await session.scalar(text("PRAGMA page_count"))
+    await session.execute(text(f"PRAGMA max_page_count = {pages + 1}"))
+    try:
+        await session.execute(text("INSERT INTO item (name, stock) VALUES (zeroblob(50000), 0)"))
+    finally:
+        await session.execute(text("PRAGMA max_page_count = 1000000"))
+
+
+async def _come_too_late(session: AsyncSession, observer: Observer) -> None:
+    await session.execute(text("SELECT * FROM item"))
+    observer.run("UPDATE item SET stock = stock + 1 WHERE id = 1")
+    await session.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 1"))
 
 
 async def _lose_a_deadlock(session: AsyncSession, observer: Observer) -> None:
@@ -57,21 +72,47 @@ _WAITING = (
     "AND info LIKE 'UPDATE item%%id = 1'"
 )
 
-_FATAL: dict[str, Failure] = {
-    "sqlite": _roll_back_on_conflict,
-    "postgresql": _abort,
-    "mysql": _lose_a_deadlock,
-}
+_FATAL: list[tuple[str, Failure]] = [
+    ("sqlite", _roll_back_on_conflict),
+    ("sqlite", _fill_the_disk),
+    ("postgresql-asyncpg", _abort),
+    ("postgresql-psycopg", _abort),
+    ("mariadb-asyncmy", _lose_a_deadlock),
+    ("mariadb-asyncmy", _come_too_late),
+]
+
+ON_FATAL = pytest.mark.parametrize(
+    ("database_url", "fail"),
+    _FATAL,
+    ids=[f"{database}{fail.__name__}" for database, fail in _FATAL],
+    indirect=["database_url"],
+)
+
+FRUITS = ["plum", "pear", "peach", "fig"]
 
 
-@ON_EACH
+def _app(database_url: str, fail: Failure) -> Shop:
+    if fail is _come_too_late:
+        # The default of MariaDB since 11.6.
+        isolated = {"init_command": "SET SESSION innodb_snapshot_isolation = ON"}
+        return make_app(database_url, connect_args=isolated)
+    return make_app(database_url)
+
+
+async def _stock(app: Shop) -> None:
+    async with app.ctx.db.session() as session:
+        session.add_all(Item(name=name) for name in FRUITS)
+
+
+@ON_FATAL
 @pytest.mark.parametrize("explicit", [False, True], ids=["automatic", "explicit"])
-async def test_commit_of_an_ended_transaction_fails(database_url: str, explicit: bool) -> None:
+async def test_commit_of_an_ended_transaction_fails(
+    database_url: str, fail: Failure, explicit: bool
+) -> None:
     """The client is told of the failure, nothing is stored, and no callback runs."""
     observer = Observer(database_url)
-    app = make_app(database_url)
+    app = _app(database_url, fail)
     called: list[str] = []
-    fail = _FATAL[observer.kind]
 
     @app.post("/")
     async def run(request: Request, session: AsyncSession) -> HTTPResponse:
@@ -85,12 +126,44 @@ async def test_commit_of_an_ended_transaction_fails(database_url: str, explicit:
         return empty(200)
 
     async with serving(app) as client:
-        async with app.ctx.db.session() as session:
-            session.add_all(Item(name=name) for name in ("plum", "pear", "peach", "fig"))
+        await _stock(app)
         assert (await client.post("/")).status_code == 500
         await settled(app, observer)
         assert "apple" not in observer.names()
         assert called == []
+
+
+@ON_FATAL
+@pytest.mark.parametrize("status", [200, 409])
+async def test_what_follows_the_end_of_a_transaction_is_not_stored(
+    database_url: str, fail: Failure, status: int
+) -> None:
+    """A statement after the caught error is rolled back with the rest, and the next one is kept."""
+    observer = Observer(database_url)
+    app = _app(database_url, fail)
+
+    @app.post("/")
+    async def run(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="apple"))
+        await session.flush()
+        with suppress(DBAPIError):
+            await fail(session, observer)
+        with suppress(DBAPIError):
+            await session.execute(insert(Item).values(name="cherry", stock=0))
+        return empty(status)
+
+    @app.post("/next")
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="kiwi"))
+        return empty()
+
+    async with serving(app) as client:
+        await _stock(app)
+        assert (await client.post("/")).status_code == (500 if status == 200 else status)
+        await settled(app, observer)
+        assert sorted(observer.names()) == sorted(FRUITS)
+        assert (await client.post("/next")).status_code == 204
+        assert sorted(observer.names()) == sorted([*FRUITS, "kiwi"])
 
 
 @ON_EACH
@@ -123,7 +196,7 @@ async def test_a_rollback_makes_a_caught_error_forgotten(database_url: str) -> N
     @app.post("/")
     async def run(request: Request, session: AsyncSession) -> HTTPResponse:
         with suppress(DBAPIError):
-            await _FATAL["postgresql"](session, observer)
+            await _abort(session, observer)
         await session.rollback()
         session.add(Item(name="apple"))
         return empty(200)
