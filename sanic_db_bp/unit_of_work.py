@@ -243,7 +243,10 @@ def _call(callback: Callback) -> None:
         result = callback()
         if inspect.isawaitable(result):
             await_only(uninterrupted(result, within=CALLBACK_WITHIN))
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
         logger.exception("on_commit: %r failed; the transaction is committed", callback)
 
 

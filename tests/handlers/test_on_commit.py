@@ -1,5 +1,6 @@
 """on_commit runs after the COMMIT of a request, and never after a rollback."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -90,3 +91,30 @@ async def test_an_error_in_on_commit_changes_nothing(
         [line] = errors(caplog)
         assert "on_commit" in line.getMessage()
         assert line.exc_info is not None
+
+
+@on_postgresql
+async def test_a_callback_that_waits_for_something_cancelled_changes_nothing(
+    app: Shop, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged as an error of the callback; the request is not cancelled, and the rest runs."""
+    calls: list[int] = []
+
+    async def wait() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(5))
+        task.cancel()
+        await task
+
+    @app.post("/")
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        on_commit(wait)
+        on_commit(lambda: calls.append(1))
+        session.add(Item(name="apple"))
+        return text("stored")
+
+    async with serving(app) as client:
+        assert (await client.post("/")).status_code == 200
+        assert observer.names() == ["apple"]
+        assert calls == [1]
+        [line] = errors(caplog)
+        assert "on_commit" in line.getMessage()
