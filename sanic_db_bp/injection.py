@@ -22,7 +22,7 @@ from .exceptions import ConfigurationError
 from .handlers import wrap, wrap_websocket
 from .plan import AS_SET, NO_PLAN, PLANS, Plan, Provider, Transaction
 from .registry import databases_of, default_database
-from .request import scope_of, scoped_class
+from .request import handle_errors_after_rollback, scope_of, scoped_class
 from .sessions import AsyncReadSession, ReadSession
 from .unit_of_work import SessionForm
 
@@ -144,6 +144,7 @@ def install(app: Sanic[Any, Any]) -> None:
     if registry is not None:
         _register(app, injectables, registry)
     app.request_class = scoped_class(app)
+    handle_errors_after_rollback(app)
     planner = _Planner(injectables, registry or {})
     for route in app.router.routes:
         if route.extra.websocket:

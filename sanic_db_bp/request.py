@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 from sanic import Request, Sanic
+from sanic.handlers import ErrorHandler
 from sanic.http.constants import Stage
 from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -53,7 +55,7 @@ class ScopedRequest(Request):
 
     @property
     def was_handled(self) -> bool:
-        """Whether the handler was reached."""
+        """Whether the handler was reached, or an error has come instead."""
         return hasattr(self, "_handling")
 
     @property
@@ -106,10 +108,9 @@ class RequestWithUnits(ScopedRequest):
         """See :meth:`sanic.Request.respond`."""
         scope = self.units_of_work
         handling = scope.handling
-        if not handling:
-            # Only an exception handler comes after the handler; its work is kept by its status.
-            good = self.was_handled and getattr(response, "status", 500) < 400
-            await scope.finish_rest(good=good)
+        if not self.was_handled:
+            # A middleware answers in place of the handler.
+            await scope.finish_rest(good=False)
         answer = await super().respond(response, **options)
         if isinstance(answer, BaseHTTPResponse):
             if handling and isinstance(response, ResponseStream):
@@ -119,6 +120,30 @@ class RequestWithUnits(ScopedRequest):
             elif handling or scope.open_units:
                 finishing(answer)
         return answer
+
+
+class ErrorHandlerAfterRollback(ErrorHandler):
+    """Ends what was begun before an error in the handler's place, and then handles the error.
+
+    An exception handler has a transaction of its own, whatever came before it.
+    """
+
+    def response(self, request: Request, exception: Exception) -> Any:
+        """See :meth:`sanic.handlers.ErrorHandler.response`."""
+        handle: Callable[..., Any] = super().response
+        scope = None
+        if isinstance(request, ScopedRequest) and not request.was_handled:
+            cast(Any, request)._handling = False
+            scope = request.units_of_work
+        if scope is None:
+            return handle(request, exception)
+        return _after_rollback(scope, handle, request, exception)
+
+
+async def _after_rollback(scope: Scope, handle: Callable[..., Any], *error: Any) -> Any:
+    await scope.finish_rest(good=False)
+    response = handle(*error)
+    return await response if isawaitable(response) else response
 
 
 class ASGIRequest(ScopedRequest):
@@ -210,6 +235,12 @@ def scoped_class(app: Sanic[Any, Any]) -> type[ScopedRequest]:
     scoped = _mixed(mixin, app.request_class or Request, *ScopedRequest.more_slots)
     scoped.with_units, scoped.without_units = _mixed(RequestWithUnits, scoped), scoped
     return cast(type[ScopedRequest], scoped)
+
+
+def handle_errors_after_rollback(app: Sanic[Any, Any]) -> None:
+    """Give the app's exception handlers a transaction of their own also without a handler."""
+    handler: Any = app.error_handler
+    handler.__class__ = _mixed(ErrorHandlerAfterRollback, type(handler))
 
 
 def scope_of(request: Request) -> Scope:
