@@ -12,10 +12,8 @@ from typing import Any, TypeVar, cast
 
 from sanic import Request
 from sanic.response import BaseHTTPResponse, ResponseStream
-from sqlalchemy.exc import DBAPIError
 
 from .bridge import bridged, run_in_bridge
-from .exceptions import DatabaseUnavailable
 from .plan import NO_PLAN, PLANS, Handler, Plan, Transaction, Wrapped
 from .request import ScopedRequest, scope_of
 from .scope import Scope
@@ -215,9 +213,7 @@ def _failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:
     scope.rollback()
     if scope.broken and error is scope.failure:
         return
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        raise DatabaseUnavailable(scope.name, "the connection was lost") from error
-    raise error
+    raise scope.to_tell(error)
 
 
 def _commit_failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -137,12 +138,12 @@ class ErrorHandlerAfterRollback(ErrorHandler):
             scope = request.units_of_work
         if scope is None:
             return handle(request, exception)
-        return _after_rollback(scope, handle, request, exception)
+        return _after_rollback(scope, partial(handle, request, scope.to_tell(exception)))
 
 
-async def _after_rollback(scope: Scope, handle: Callable[..., Any], *error: Any) -> Any:
+async def _after_rollback(scope: Scope, handle: Callable[[], Any]) -> Any:
     await scope.finish_rest(good=False)
-    response = handle(*error)
+    response = handle()
     return await response if isawaitable(response) else response
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sanic.exceptions import BadRequest
 from sanic.http.constants import Stage
+from sqlalchemy.exc import DBAPIError
 
 from .bridge import run_in_bridge
 from .exceptions import DatabaseUnavailable, NoCurrentSession
@@ -163,6 +164,14 @@ class Scope:
         if self.open_units:
             await run_in_bridge(self.finish, good=good)
         self._unguard()
+
+    def to_tell(self, error: BaseException) -> BaseException:
+        """Return the error that is told: ``DatabaseUnavailable`` where the connection was lost."""
+        if not isinstance(error, DBAPIError) or not error.connection_invalidated:
+            return error
+        unavailable = DatabaseUnavailable(self.name, "the connection was lost")
+        unavailable.__cause__ = error
+        return unavailable
 
     def commit_failed(self, request: ScopedRequest, error: BaseException) -> None:
         """Log that the COMMIT failed, and take note that the answer must not look complete."""

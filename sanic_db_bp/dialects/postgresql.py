@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from ..exceptions import ConfigurationError
@@ -18,6 +18,7 @@ from .tls import SYSTEM, check_files, tls_context
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine import ExceptionContext
 
     from ..settings import DatabaseSettings
 
@@ -26,6 +27,20 @@ READ_ONLY = ("default_transaction_read_only",)
 
 LOOK_FOR_CLIENT = ("client_connection_check_interval", "1000")
 """How often, in milliseconds, a working server looks whether its client is still there."""
+
+LAST_WORDS = frozenset(
+    {
+        "57P01",  # admin_shutdown, also pg_terminate_backend
+        "57P02",  # crash_shutdown
+        "57P04",  # database_dropped
+        "57P05",  # idle_session_timeout
+        "25P03",  # idle_in_transaction_session_timeout
+        "25P04",  # transaction_timeout
+        "08003",  # connection_does_not_exist, by asyncpg
+        "08006",  # connection_failure
+    }
+)
+"""The errors with which a server ends a connection."""
 
 
 class PostgreSQL(Backend):
@@ -149,6 +164,7 @@ class PostgreSQL(Backend):
         return url, arguments
 
     def prepare(self, engine: Engine, settings: DatabaseSettings, *, read_only: bool) -> None:
+        event.listen(engine, "handle_error", _know_the_last_word)
         if not settings.pgbouncer:
             _look_for_client(engine.dialect)
 
@@ -200,6 +216,16 @@ class PostgreSQL(Backend):
         finally:
             cursor.close()
         return True
+
+
+def _know_the_last_word(context: ExceptionContext) -> None:
+    """Take the connection for lost where the server has said so, and its socket is open still."""
+    driver_error = context.original_exception
+    if getattr(driver_error, "sqlstate", None) in LAST_WORDS or (
+        # asyncpg's own state after an error that no statement was waiting for.
+        str(driver_error).startswith("cannot switch to state")
+    ):
+        context.is_disconnect = True
 
 
 def _look_for_client(dialect: Any) -> None:

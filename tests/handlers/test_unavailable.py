@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from sanic import HTTPResponse, Request, json, text
 from sqlalchemy import select
+from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -14,7 +15,16 @@ from tests.databases import on_postgresql, on_servers
 from tests.handlers.helpers import Buyer, get_buyer
 from tests.proxy import proxied
 from tests.serving import serving
-from tests.shop import Item, Observer, Shop, errors, make_app, raw_client, settled
+from tests.shop import (
+    Item,
+    Observer,
+    Shop,
+    connection_id,
+    errors,
+    make_app,
+    raw_client,
+    settled,
+)
 
 
 async def test_an_exhausted_pool_is_answered_with_503(
@@ -184,3 +194,71 @@ async def test_a_shutdown_rolls_back(app: Shop, observer: Observer) -> None:
         await asyncio.wait_for(reached.wait(), 5)
     assert observer.names() == []
     assert observer.open_transactions() == 0
+
+
+@pytest.mark.parametrize("where", ["middleware", "dependency", "handler"])
+@on_servers
+async def test_a_connection_that_is_lost_is_answered_with_503(
+    app: Shop, observer: Observer, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """Wherever the request is when it notices, it is one line of the log, and the next is fine."""
+    kills = True
+
+    async def use(session: AsyncSession, here: str) -> None:
+        if here == where:
+            if kills:
+                observer.kill(await connection_id(session))
+            await session.scalars(select(Item.name))
+
+    class Stock:
+        pass
+
+    async def get_stock(request: Request, session: AsyncSession) -> Stock:
+        await use(session, "dependency")
+        return Stock()
+
+    @app.on_request
+    async def guard(request: Request) -> None:
+        await use(request.ctx.session, "middleware")
+
+    @app.get("/")
+    async def find(request: Request, stock: Stock, session: AsyncSession) -> HTTPResponse:
+        await use(session, "handler")
+        return text("found")
+
+    app.ext.add_dependency(Stock, get_stock)
+    async with serving(app) as client:
+        response = await client.get("/")
+        assert (response.status_code, response.headers.get("retry-after")) == (503, "1")
+        [line] = errors(caplog)
+        assert "the connection was lost" in line.getMessage()
+        assert line.exc_info is None
+        kills = False
+        assert (await client.get("/")).status_code == 200
+        await settled(app, observer)
+
+
+@pytest.mark.parametrize(
+    "database_url", ["postgresql-asyncpg", "postgresql-psycopg"], indirect=True
+)
+async def test_the_last_word_of_a_server_is_known_before_its_socket_closes(
+    database_url: str, observer: Observer
+) -> None:
+    """A server that shuts down says so first: 503, and the connection is not used again."""
+    app = make_app(database_url, pool_size=1)
+    seen: list[int] = []
+
+    @app.get("/<sqlstate>")
+    async def fail(request: Request, sqlstate: str, session: AsyncSession) -> HTTPResponse:
+        seen.append(await connection_id(session))
+        said = f"DO $$ BEGIN RAISE EXCEPTION SQLSTATE '{sqlstate}'; END $$"
+        await session.execute(sql(said))
+        return text("never")
+
+    async with serving(app) as client:
+        for sqlstate in ("57P01", "25P03"):
+            assert (await client.get(f"/{sqlstate}")).status_code == 503
+        assert (await client.get("/22000")).status_code == 500
+        assert (await client.get("/22000")).status_code == 500
+        assert len(set(seen)) == 3
+        await settled(app, observer)
