@@ -848,7 +848,7 @@ def test_what_was_cut_off_is_kept_until_it_has_ended(
 ) -> None:
     """It sees its cancellation, may take long to clean up, and its errors concern nobody."""
     log: Log = []
-    gates: list[weakref.ref[asyncio.Future[None]]] = []
+    gates: asyncio.Queue[weakref.ref[asyncio.Future[None]]] = asyncio.Queue()
     cleaning = weakref.WeakSet[asyncio.Task[Any]]()
     # Unlike the one in C, it does not take a step before it is done.
     task_in_python: Any = vars(asyncio.tasks)["_PyTask"]
@@ -868,7 +868,7 @@ def test_what_was_cut_off_is_kept_until_it_has_ended(
                 cleaning.add(task)
             # Nothing but the work itself knows of this future.
             own = asyncio.get_running_loop().create_future()
-            gates.append(weakref.ref(own))
+            gates.put_nowait(weakref.ref(own))
             await own
         log.append("cleaned up")
         raise LookupError("lost")
@@ -880,18 +880,16 @@ def test_what_was_cut_off_is_kept_until_it_has_ended(
         await asyncio.wait({task})
         assert task.cancelled()
         del task
-        while not gates:
-            await asyncio.sleep(0.001)
+        gate = await gates.get()
         gc.collect()
-        own = gates[0]()
+        own = gate()
         assert own is not None
         own.set_result(None)
-        while cleaning:
-            await asyncio.sleep(0.001)
-            gc.collect()
+        await asyncio.wait(set(cleaning))
 
     run(asyncio.wait_for(main(), 5))
     gc.collect()
+    assert not cleaning
     assert log == ["CancelledError", "cleaned up"]
     assert caplog.records == []
 

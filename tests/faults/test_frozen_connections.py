@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.liveness import LOOK_EVERY
@@ -71,6 +72,48 @@ async def test_a_cancelled_statement_does_not_wait_for_its_driver(target: Target
 async def _execute(database: Database) -> None:
     async with database.session() as session:
         await session.execute(text("SELECT 1"))
+
+
+async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
+    target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does a COMMIT of another; the server is asked once for both, and both are cut."""
+    monkeypatch.setattr("sanic_db_bp.liveness.ANSWER_WITHIN", 0.3)
+    used, frozen = asyncio.Barrier(3), asyncio.Event()
+
+    async def work(database: Database, *, commit: bool) -> None:
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            await used.wait()
+            await frozen.wait()
+            await (session.commit() if commit else session.execute(text("SELECT 1")))
+
+    async with proxied(target.url) as proxy, _behind(proxy, pool_timeout=0.3) as database:
+        working = [asyncio.create_task(work(database, commit=each)) for each in (False, True)]
+        await used.wait()
+        proxy.freeze()
+        frozen.set()
+        async with asyncio.timeout(4):
+            outcomes = await asyncio.gather(*working, return_exceptions=True)
+        assert all(isinstance(outcome, DBAPIError | OSError) for outcome in outcomes), outcomes
+        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert "connections in use are cut: 2" in record.getMessage()
+        assert database.pool_status()["checked_out"] == 0
+
+
+async def test_a_disposal_ends_the_question_whether_the_server_is_there(
+    target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for its answer any more."""
+    async with proxied(target.url) as proxy, _behind(proxy, pool_timeout=0.1) as database:
+        await database.ping()
+        proxy.freeze()
+        waiting = asyncio.create_task(_execute(database))
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(3):
+            await database.dispose(within=0)
+            await asyncio.wait({waiting})
+        assert "has not answered" not in caplog.text
 
 
 async def test_opening_may_take_longer_than_waiting(target: Target) -> None:

@@ -524,6 +524,26 @@ async def test_response_middleware_that_replaces_a_stream_without_a_session(app:
         assert (await client.post("/")).text == "replaced"
 
 
+async def test_a_returned_stream_that_ends_itself(app: Shop, observer: Observer) -> None:
+    """Its COMMIT fails before the last chunk: the client sees that it is incomplete."""
+
+    @app.post("/")
+    async def stream(request: Request, session: AsyncSession) -> ResponseStream:
+        async def run(response: Any) -> None:
+            session.add(Item(name="apple"))
+            await session.flush()
+            await doom(session, observer)
+            await response.write("first")
+            await response.eof()
+
+        return ResponseStream(run)
+
+    async with serving(app) as client:
+        assert not await succeeds(client, "/")
+        assert observer.names() == []
+        await settled(app, observer)
+
+
 @on_postgresql
 async def test_a_failing_stream_without_a_session(
     app: Shop, caplog: pytest.LogCaptureFixture
