@@ -78,10 +78,17 @@ def _starts_left_out() -> Iterator[None]:
 
 def _uncounted(method: Any) -> Any:
     async def call(*args: Any) -> Any:
-        token = _starting.set(True)
-        try:
+        with uncounted():
             return await method(*args)
-        finally:
-            _starting.reset(token)
 
     return call
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Count no statement of the block, or of what it waits for."""
+    token = _starting.set(True)
+    try:
+        yield
+    finally:
+        _starting.reset(token)

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from ...bridge import run_in_bridge
 from ...engine import make_engine
 from ...exceptions import SanicDBError
+from .counting import uncounted
 from .savepoints import SAVEPOINTS
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Link:
 
     def initialize(self, dialect: Dialect) -> None:
         """Let an engine's dialect learn what it asks a server at its first connect."""
-        with self._engine.connect() as connection:
+        with uncounted(), self._engine.connect() as connection:
             # No transaction: SQLite has one writer.
             dialect.initialize(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
