@@ -11,21 +11,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Connection, MetaData, event, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import QueuePool
 
 from .bridge import run_in_bridge
 from .dialects import Backend, backend_of, is_memory, parse_url
 from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
+from .live_units import LiveUnits
 from .observers import FindOrigin, Observer
-from .pool import FairPool
+from .pool import PoolStatus, close_connections, status_of
 from .session_factory import SessionFactory
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
@@ -39,20 +39,8 @@ T = TypeVar("T")
 SHORTEST_ATTEMPT = 1.0
 """Seconds that the last attempt to reach a database at the start has at least."""
 
-CLOSE_WITHIN = 1.0
-"""Seconds that idle connections have to say goodbye to the server."""
-
 RETRY_EVERY = 0.25
 """Seconds between two attempts to reach a database that is coming up."""
-
-
-class PoolStatus(TypedDict):
-    """How the connections of one pool are used at this moment."""
-
-    size: int
-    checked_out: int
-    idle: int
-    overflow: int
 
 
 class Database:
@@ -106,9 +94,7 @@ class Database:
         self.find_pending: Callable[[Connection], Sequence[str]] | None = None
         self._default_url = default_url
         self._scratch: Path | None = None
-        self._live: set[UnitOfWork] = set()
-        self._closing: set[asyncio.Task[None]] = set()
-        self._drained: asyncio.Future[None] | None = None
+        self.live_units = LiveUnits()
         self._lifetime: AsyncGenerator[None] | None = None
 
     def __repr__(self) -> str:
@@ -314,11 +300,11 @@ class Database:
 
     def pool_status(self) -> PoolStatus:
         """Return how the connections of the read-write pool are used at this moment."""
-        return _status(self.engine)
+        return status_of(self.engine)
 
     def read_pool_status(self) -> PoolStatus | None:
         """Return the same of the read pool, or None while no read session was ever used."""
-        return _status(self.read_engine) if "read_engine" in self.__dict__ else None
+        return status_of(self.read_engine) if "read_engine" in self.__dict__ else None
 
     async def wait_until_up(self) -> None:
         """Wait for a database that is coming up, at most ``STARTUP_TIMEOUT`` seconds.
@@ -385,22 +371,6 @@ class Database:
         for observer in self.observers:
             observer.retried(self)
 
-    def began(self, unit: UnitOfWork) -> None:
-        """Keep account of a unit of work that is under way."""
-        self._live.add(unit)
-
-    def ended(self, unit: UnitOfWork) -> None:
-        """Keep account of a unit of work that is over."""
-        self._live.discard(unit)
-        if not self._live and self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-
-    def roll_back_later(self, unit: UnitOfWork) -> None:
-        """End a unit of work whose task is gone, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(run_in_bridge(unit.rollback))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
     def _dispose_with_the_loop(self, *_: object) -> None:
         """Dispose when the loop shuts down, for scripts and commands that don't."""
         if self._lifetime is None:
@@ -416,9 +386,8 @@ class Database:
             within: seconds to wait for them; what is left then is cut off.
         """
         lifetime, self._lifetime = self._lifetime, None
-        await self._drain(within)
-        await asyncio.gather(*(run_in_bridge(unit.discard) for unit in self._live))
-        await asyncio.gather(*(_close_all(engine) for engine in self._engines()))
+        await self.live_units.drain(within)
+        await asyncio.gather(*(close_connections(engine) for engine in self._engines()))
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
@@ -431,12 +400,6 @@ class Database:
         names = ("engine", "read_engine")
         return [cast(AsyncEngine, self.__dict__[name]) for name in names if name in self.__dict__]
 
-    async def _drain(self, within: float) -> None:
-        if self._live and within:
-            self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._drained}, timeout=within)
-            self._drained = None
-
 
 async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
     try:
@@ -446,25 +409,3 @@ async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
         if ended is not None and ended._lifetime is not None:
             ended._lifetime = None
             await ended.dispose(within=0)
-
-
-async def _close_all(engine: AsyncEngine) -> None:
-    try:
-        async with asyncio.timeout(2 * CLOSE_WITHIN):
-            if isinstance(engine.pool, FairPool):
-                await engine.pool.close_idle(CLOSE_WITHIN)
-            await engine.dispose()
-    except (TimeoutError, SQLAlchemyError, OSError):
-        logger.exception("closing the connections of %s failed", engine.url)
-
-
-def _status(engine: AsyncEngine) -> PoolStatus:
-    pool: Any = engine.pool
-    if not isinstance(pool, QueuePool):
-        return {"size": 0, "checked_out": 0, "idle": 0, "overflow": 0}
-    return {
-        "size": pool.size(),
-        "checked_out": pool.checkedout(),
-        "idle": pool.checkedin(),
-        "overflow": max(0, pool.overflow()),
-    }

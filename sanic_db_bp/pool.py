@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 
 from .bridge import await_only, run_in_bridge
@@ -18,10 +20,25 @@ from .exceptions import DatabaseUnavailable
 from .liveness import cut
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
+
+logger = logging.getLogger("sanic.root.db")
+
+CLOSE_WITHIN = 1.0
+"""Seconds that idle connections have to say goodbye to the server."""
 
 SHORTEST_OPENING = 2.0
 """Seconds that opening a connection may take, however short ``POOL_TIMEOUT`` is."""
+
+
+class PoolStatus(TypedDict):
+    """How the connections of one pool are used at this moment."""
+
+    size: int
+    checked_out: int
+    idle: int
+    overflow: int
 
 
 class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
@@ -294,3 +311,27 @@ class FairPool(AsyncAdaptedQueuePool):
             f"all {connections} connections were in use for {self.timeout():g} s (POOL_TIMEOUT). "
             f"{remedy}",
         )
+
+
+async def close_connections(engine: AsyncEngine) -> None:
+    """Close the connections of an engine, within a bound; what fails is logged."""
+    try:
+        async with asyncio.timeout(2 * CLOSE_WITHIN):
+            if isinstance(engine.pool, FairPool):
+                await engine.pool.close_idle(CLOSE_WITHIN)
+            await engine.dispose()
+    except (TimeoutError, SQLAlchemyError, OSError):
+        logger.exception("closing the connections of %s failed", engine.url)
+
+
+def status_of(engine: AsyncEngine) -> PoolStatus:
+    """Return how the pool of an engine is used; all 0 for a pool that keeps none."""
+    pool: Any = engine.pool
+    if not isinstance(pool, QueuePool):
+        return {"size": 0, "checked_out": 0, "idle": 0, "overflow": 0}
+    return {
+        "size": pool.size(),
+        "checked_out": pool.checkedout(),
+        "idle": pool.checkedin(),
+        "overflow": max(0, pool.overflow()),
+    }

@@ -90,7 +90,7 @@ class Scope:
 
     def _task_ended(self, _task: object) -> None:
         for unit in self.open_units:
-            unit.database.roll_back_later(unit)
+            unit.database.live_units.roll_back(unit)
 
     @property
     def task(self) -> asyncio.Task[Any] | None:

@@ -114,7 +114,7 @@ class UnitOfWork:
         """Called when a session of it is first used."""
         if not self.finished and not self._live:
             self._live = True
-            self.database.began(self)
+            self.database.live_units.add(self)
 
     @property
     def in_transaction(self) -> bool:
@@ -205,7 +205,7 @@ class UnitOfWork:
         """Called when nothing is open any more."""
         if self._live:
             self._live = False
-            self.database.ended(self)
+            self.database.live_units.discard(self)
 
     def committed(self) -> None:
         """Called after the COMMIT, while the transaction is still being put away."""
