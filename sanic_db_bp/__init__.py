@@ -15,7 +15,7 @@ from .exceptions import (
     SessionFinished,
     SessionOutsideBridge,
 )
-from .handlers import transactional
+from .handling.handlers import transactional
 from .inject_session import inject_session
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings

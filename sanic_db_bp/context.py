@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from .bridge import in_greenlet
 from .exceptions import NoCurrentSession
+from .handling.request import ScopedRequest, scope_of, used_beside_handler
 from .observers import Origin
 from .registry import databases_of, default_database
-from .request import ScopedRequest, scope_of, used_beside_handler
 from .unit_of_work import Callback, UnitOfWork, block_units
 
 if TYPE_CHECKING:

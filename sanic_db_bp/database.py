@@ -20,14 +20,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from .bridge import run_in_bridge
+from .connections.pool import PoolStatus, close_connections, status_of
 from .dialects import Backend, backend_of, is_memory, parse_url
 from .engine import make_engine, pool_limit
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .live_units import LiveUnits
 from .observers import FindOrigin, Observer
-from .pool import PoolStatus, close_connections, status_of
-from .session_factory import SessionFactory
-from .sessions import AsyncReadSession, ReadSession
+from .sessions import AsyncReadSession, ReadSession, SessionFactory
 from .settings import DatabaseSettings
 from .unit_of_work import SessionForm, UnitOfWork, enter_block, leave_block
 

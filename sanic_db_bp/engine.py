@@ -14,13 +14,13 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import await_only, run_in_bridge
-from .commit import guard_commits
+from .connections.commit import guard_commits
+from .connections.liveness import watch
+from .connections.pool import FairPool
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
-from .liveness import watch
 from .observers import Execution, FindOrigin, on_execution
 from .passwords import rotate
-from .pool import FairPool
 from .settings import DatabaseSettings
 
 logger = logging.getLogger("sanic.root.db")

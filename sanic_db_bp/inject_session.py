@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from .bridge import bridged
 from .database import Database
 from .exceptions import ConfigurationError
+from .handling.request import ScopedRequest, scope_of
 from .injection import Injectables, hints_of, without_none
-from .request import ScopedRequest, scope_of
 from .unit_of_work import UnitOfWork, block_units
 
 P = ParamSpec("P")

@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from .bridge import bridged
 from .database import Database
 from .exceptions import ConfigurationError
-from .handlers import wrap, wrap_websocket
-from .plan import AS_SET, NO_PLAN, PLANS, Plan, Provider, Transaction
+from .handling.handlers import wrap, wrap_websocket
+from .handling.plan import AS_SET, NO_PLAN, PLANS, Plan, Provider, Transaction
+from .handling.request import handle_errors_after_rollback, scope_of, scoped_class
 from .registry import databases_of, default_database
-from .request import handle_errors_after_rollback, scope_of, scoped_class
 from .sessions import AsyncReadSession, ReadSession
 from .unit_of_work import SessionForm
 

@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .bridge import await_only, deliver_cancellation, held_back, uninterrupted
 from .exceptions import ConcurrentSessionUse, SessionFinished
-from .session_use import SessionUse
-from .sessions import AsyncReadSession, ReadSession
+from .sessions import AsyncReadSession, ReadSession, SessionUse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

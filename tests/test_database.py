@@ -683,7 +683,7 @@ async def test_a_disposal_that_fails_is_logged(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pool of another class waits for each goodbye; the end comes all the same."""
-    monkeypatch.setattr("sanic_db_bp.pool.CLOSE_WITHIN", 0.05)
+    monkeypatch.setattr("sanic_db_bp.connections.pool.CLOSE_WITHIN", 0.05)
     async with proxied(database_url) as proxy:
         pool = {"poolclass": AsyncAdaptedQueuePool}
         database = Database(settings(proxy.url, engine_options=pool))

@@ -10,11 +10,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from sanic_db_bp.connections.liveness import cut
 from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url, postgresql
 from sanic_db_bp.dialects.base import DDL_LOCK
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
-from sanic_db_bp.liveness import cut
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on, on_every_driver, on_every_driver_of_servers
 from tests.shop import Observer, eventually

@@ -15,10 +15,10 @@ from sqlalchemy import NullPool, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sanic_db_bp.connections.pool import FairPool
 from sanic_db_bp.dialects import backend_of, parse_url
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
-from sanic_db_bp.pool import FairPool
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import (
     DRIVERS,

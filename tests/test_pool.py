@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.queue import Empty, Full
 
 from sanic_db_bp.bridge import run_in_bridge
+from sanic_db_bp.connections.pool import FairPool, FairQueue
 from sanic_db_bp.dialects import parse_url
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import DatabaseUnavailable
-from sanic_db_bp.pool import FairPool, FairQueue
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on_all, on_every_driver, on_every_driver_of_servers
 from tests.proxy import proxied
@@ -255,7 +255,7 @@ async def test_a_connection_that_comes_too_late_is_kept_for_the_next(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who wanted it is told that POOL_TIMEOUT is over; it is not opened in vain."""
-    monkeypatch.setattr("sanic_db_bp.pool.SHORTEST_OPENING", 0.1)
+    monkeypatch.setattr("sanic_db_bp.connections.pool.SHORTEST_OPENING", 0.1)
     async with proxied(database_url) as proxy:
         engine = engine_of(proxy.url, pool_size=1, pool_timeout=0.1)
         proxy.freeze()

@@ -8,7 +8,7 @@ from sanic.compat import Header
 from sanic.http.http3 import HTTP3Transport
 from sanic.server.protocols.http_protocol import Http3Protocol
 
-from sanic_db_bp.request import scoped_class
+from sanic_db_bp.handling.request import scoped_class
 
 
 async def test_a_request_over_http3_has_a_task_of_its_own() -> None:

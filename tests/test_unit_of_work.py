@@ -591,7 +591,7 @@ async def test_an_error_is_not_hidden_by_a_session_in_use(database: Database) ->
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits a moment, not seconds, for a task that still uses the session."""
-    monkeypatch.setattr("sanic_db_bp.session_use.STILL_IN_USE", 0.1)
+    monkeypatch.setattr("sanic_db_bp.sessions.use.STILL_IN_USE", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -10,9 +10,9 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
+from ..connections.pool import FairPool
 from ..database import Database
 from ..observers import Observer
-from ..pool import FairPool
 
 Outcome = Literal["committed", "rolled back", "failed"]
 """How a transaction ended; failed: it was to be committed, and was not."""

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ..connections.pool import FairPool, PoolExhausted, PoolStatus
 from ..database import Database
 from ..exceptions import ConfigurationError, SanicDBError
-from ..pool import FairPool, PoolExhausted, PoolStatus
 from ..registry import databases_of
 
 logger = logging.getLogger("sanic.root.db")

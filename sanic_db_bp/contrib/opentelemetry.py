@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..database import Database
 from ..exceptions import ConfigurationError
-from ..plan import PLANS
+from ..handling.plan import PLANS
 from ..registry import observers_of
 from ._usage import Outcome, PoolName, UsageObserver
 

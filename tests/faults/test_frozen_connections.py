@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sanic_db_bp import Database, DatabaseSettings
-from sanic_db_bp.liveness import LOOK_EVERY
+from sanic_db_bp.connections.liveness import LOOK_EVERY
 from tests.faults.databases import SERVERS, Target
 from tests.proxy import Proxy, proxied
 
@@ -78,7 +78,7 @@ async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
     target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor does a COMMIT of another; the server is asked once for both, and both are cut."""
-    monkeypatch.setattr("sanic_db_bp.liveness.ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr("sanic_db_bp.connections.liveness.ANSWER_WITHIN", 0.3)
     used, frozen = asyncio.Barrier(3), asyncio.Event()
 
     async def work(database: Database, *, commit: bool) -> None:

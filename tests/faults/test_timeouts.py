@@ -15,14 +15,14 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from sanic_db_bp import Database, DatabaseSettings
-from sanic_db_bp.exceptions import DatabaseUnavailable
-from sanic_db_bp.liveness import (
+from sanic_db_bp.connections.liveness import (
     KEEPALIVE_COUNT,
     KEEPALIVE_IDLE,
     KEEPALIVE_INTERVAL,
     UNACKNOWLEDGED_WITHIN,
     socket_of,
 )
+from sanic_db_bp.exceptions import DatabaseUnavailable
 from tests.faults.databases import SERVERS, Target
 from tests.faults.serving import served
 from tests.proxy import proxied

@@ -109,7 +109,7 @@ async def test_a_commit_without_an_answer_is_given_up(
     database_url: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A COMMIT that hangs after its client has left holds its place for a bounded time."""
-    monkeypatch.setattr("sanic_db_bp.commit.FINISH_WITHIN", 0.1)
+    monkeypatch.setattr("sanic_db_bp.connections.commit.FINISH_WITHIN", 0.1)
     async with proxied(database_url) as proxy:
         app = make_app(proxy.url)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sanic import Request
 
-from ...request import ScopedRequest
+from ...handling.request import ScopedRequest
 from ...unit_of_work import UnitOfWork, block_units
 from .link import Around, Link, Outcome
 from .stack import calling_lines

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from sanic import Request
 from sanic.response import BaseHTTPResponse, ResponseStream
 
-from .bridge import bridged, run_in_bridge
+from ..bridge import bridged, run_in_bridge
 from .plan import NO_PLAN, PLANS, Handler, Plan, Transaction, Wrapped
 from .request import ScopedRequest, scope_of
 from .scope import Scope

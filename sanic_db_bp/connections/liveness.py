@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .bridge import bridged_task, run_in_bridge
+from ..bridge import bridged_task, run_in_bridge
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

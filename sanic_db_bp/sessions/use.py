@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .bridge import await_only, current_task, uninterrupted
-from .exceptions import (
+from ..bridge import await_only, current_task, uninterrupted
+from ..exceptions import (
     ConcurrentSessionUse,
     SessionError,
     SessionFinished,
@@ -19,8 +19,8 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .session_factory import SessionFactory
-    from .unit_of_work import UnitOfWork
+    from ..unit_of_work import UnitOfWork
+    from .factory import SessionFactory
 
 logger = logging.getLogger("sanic.root.db")
 

@@ -8,7 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from .exceptions import ReadOnlySession, SessionError
+from ..exceptions import ReadOnlySession, SessionError
 
 
 class ReadSession(Session):

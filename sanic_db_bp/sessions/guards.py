@@ -10,12 +10,12 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
-from .bridge import bridged_task, deliver_cancellation, held_back
-from .exceptions import SessionFinished
-from .sessions import ReadSession
+from ..bridge import bridged_task, deliver_cancellation, held_back
+from ..exceptions import SessionFinished
+from .reading import ReadSession
 
 if TYPE_CHECKING:
-    from .session_use import SessionUse
+    from .use import SessionUse
 
 S = TypeVar("S", bound=Session)
 

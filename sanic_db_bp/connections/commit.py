@@ -11,9 +11,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .bridge import in_greenlet, run_uninterrupted
-from .dialects import Backend, in_autocommit
-from .exceptions import link_to
+from ..bridge import in_greenlet, run_uninterrupted
+from ..dialects import Backend, in_autocommit
+from ..exceptions import link_to
 
 DOUBTFUL = "sanic_db_bp_doubtful"
 """The mark of a connection on which a statement has failed."""

@@ -9,9 +9,9 @@ from typing import Any, TypeVar, cast
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from .bridge import in_greenlet
+from ..bridge import in_greenlet
 from .guards import guarded_class, use_of
-from .session_use import SessionUse
+from .use import SessionUse
 
 S = TypeVar("S", bound=Session)
 

@@ -16,9 +16,9 @@ from sanic.http.constants import Stage
 from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from .exceptions import NoCurrentSession
+from ..exceptions import NoCurrentSession
+from ..registry import DEFAULT_NAME, databases_of
 from .plan import PLANS
-from .registry import DEFAULT_NAME, databases_of
 from .scope import Scope
 
 

@@ -15,8 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 
-from .bridge import await_only, run_in_bridge
-from .exceptions import DatabaseUnavailable
+from ..bridge import await_only, run_in_bridge
+from ..exceptions import DatabaseUnavailable
 from .liveness import cut
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from sanic.exceptions import BadRequest
 from sanic.http.constants import Stage
 from sqlalchemy.exc import DBAPIError
 
-from .bridge import run_in_bridge
-from .exceptions import DatabaseUnavailable, NoCurrentSession
+from ..bridge import run_in_bridge
+from ..exceptions import DatabaseUnavailable, NoCurrentSession
+from ..registry import DEFAULT_NAME
+from ..unit_of_work import UnitOfWork
 from .plan import NO_PLAN, Plan
-from .registry import DEFAULT_NAME
-from .unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
-    from .database import Database
+    from ..database import Database
     from .request import ScopedRequest
 
 logger = logging.getLogger("sanic.root.db")
