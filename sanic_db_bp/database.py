@@ -220,8 +220,33 @@ class Database:
     def unit_of_work(
         self, *, isolation_level: str | None = None, plain: bool = False
     ) -> UnitOfWork:
-        """Return a new unit of work; whoever asks for it must end it."""
+        """Return a new unit of work; whoever asks for it must end it.
+
+        Raises:
+            ConfigurationError: the database has no such isolation level.
+        """
+        if isolation_level is not None:
+            self.check_isolation_level(isolation_level)
         return UnitOfWork(self, isolation_level=isolation_level, plain=plain)
+
+    def check_isolation_level(self, level: str, wanted_by: str = "session") -> None:
+        """Refuse an isolation level before a connection is taken that SQLAlchemy would lose.
+
+        Args:
+            level: the isolation level.
+            wanted_by: what asks for it, for the error.
+
+        Raises:
+            ConfigurationError: the database has no such level.
+        """
+        no_connection: Any = None
+        known = self.engine.dialect.get_isolation_level_values(no_connection)
+        if level.replace("_", " ") not in known:
+            raise ConfigurationError(
+                f"The {wanted_by} asks for the isolation level '{level}', and the database "
+                f"'{self.name}' has no such level. There are: {', '.join(known)}.",
+                entry="unknown-isolation-level",
+            )
 
     @asynccontextmanager
     async def session(self, *, isolation_level: str | None = None) -> AsyncIterator[AsyncSession]:
@@ -234,6 +259,7 @@ class Database:
             isolation_level: of its transaction, if not the engine's.
 
         Raises:
+            ConfigurationError: the database has no such isolation level.
             DatabaseUnavailable: the database does not answer, or the pool is exhausted.
         """
         async with self.block(isolation_level=isolation_level) as unit:

@@ -93,6 +93,12 @@ class Injectables:
         assert database is not None
         return self.objects[object_class](database)
 
+    def databases(self, session_classes: set[type]) -> list[Database]:
+        """Return the databases of some session classes; of none, the default one."""
+        default = default_database(self.app)
+        assert default is not None
+        return [self.sessions[each][0] for each in session_classes] or [default]
+
     def unknown(self, wanted: Any, parameter: str, place: str) -> ConfigurationError:
         """Return the error that no database has such a session."""
         kind = getattr(wanted, "__name__", wanted)
@@ -237,6 +243,10 @@ class _Planner:
             if parameter not in providers and annotation in self.registry
         }
         injected = frozenset((*providers, *theirs))
+        transaction = _transaction_of(handler, view)
+        if transaction.isolation is not None:
+            for database in self.injectables.databases(all_sessions):
+                database.check_isolation_level(transaction.isolation, f"handler '{name}'")
 
         async def dependencies(request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
             path = {name: value for name, value in kwargs.items() if name not in injected}
@@ -247,7 +257,7 @@ class _Planner:
             providers=providers,
             uses_sessions=bool(all_sessions),
             plain=self._is_plain(own or all_sessions),
-            transaction=_transaction_of(handler, view),
+            transaction=transaction,
             dependencies=dependencies if theirs else None,
             dependency_names=frozenset(theirs),
         )

@@ -253,13 +253,15 @@ class DatabaseSettings(BaseSettings):
 
     @field_validator("isolation_level")
     @classmethod
-    def _known_to_sqlite(cls, level: str | None, info: ValidationInfo) -> str | None:
-        if "url" not in info.data:
+    def _known_to_database(cls, level: str | None, info: ValidationInfo) -> str | None:
+        if level is None or "url" not in info.data:
             return level
-        url = info.data["url"]
-        in_sqlite = url is None or url.drivername.startswith("sqlite")
-        if in_sqlite and level in ("READ COMMITTED", "REPEATABLE READ"):
-            raise ValueError("SQLite knows SERIALIZABLE and READ UNCOMMITTED alone")
+        url = info.data["url"] or URL.create("sqlite+aiosqlite")
+        dialect: Any = url.get_dialect()()
+        known = dialect.get_isolation_level_values(None)
+        if level not in known:
+            levels = " and ".join(each for each in known if each != "AUTOCOMMIT")
+            raise ValueError(f"this database knows {levels} alone")
         return level
 
     @classmethod

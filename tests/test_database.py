@@ -155,6 +155,14 @@ async def test_a_session_may_have_its_own_isolation_level(database: Database) ->
         assert await connection.get_isolation_level() != "SERIALIZABLE"
 
 
+async def test_an_isolation_level_that_the_database_does_not_have(database: Database) -> None:
+    """It is refused before a connection is taken, which SQLAlchemy would not give back."""
+    with pytest.raises(ConfigurationError, match=r"'SNAPSHOT'.*There are: .*SERIALIZABLE"):
+        async with database.session(isolation_level="SNAPSHOT"):
+            pass
+    assert database.pool_status()["checked_out"] == 0
+
+
 @on_every_driver
 async def test_autocommit_keeps_what_was_done_before_an_error(database: Database) -> None:
     """A session asked for with AUTOCOMMIT has no transaction to roll back."""

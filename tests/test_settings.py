@@ -507,10 +507,20 @@ def test_an_unknown_argument_is_refused() -> None:
         DatabaseSettings(pool_sise=3)
 
 
-def test_an_isolation_level_that_the_database_does_not_know_is_refused() -> None:
-    """SQLite has two levels; the start does not wait for it to learn a third."""
-    error = refused(url="sqlite:///x.db", isolation_level="REPEATABLE READ")
+@pytest.mark.parametrize(
+    ("url", "level", "known"),
+    [
+        ("sqlite:///x.db", "REPEATABLE READ", "READ UNCOMMITTED and SERIALIZABLE"),
+        ("postgresql+asyncpg://h/d", "READ UNCOMMITTED", "READ COMMITTED and REPEATABLE READ"),
+    ],
+)
+def test_an_isolation_level_that_the_database_does_not_know_is_refused(
+    url: str, level: str, known: str
+) -> None:
+    """The start does not wait for it to learn another."""
+    error = refused(url=url, isolation_level=level)
     assert "SANIC_DB_ISOLATION_LEVEL" in str(error)
+    assert known in str(error)
 
 
 # Secrets

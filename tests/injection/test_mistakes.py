@@ -9,7 +9,7 @@ from sanic.views import HTTPMethodView
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import AsyncReadSession, ConfigurationError, ReadSession
+from sanic_db_bp import AsyncReadSession, ConfigurationError, ReadSession, transactional
 from tests.injection.helpers import App, Handler
 from tests.serving import serving
 
@@ -66,6 +66,26 @@ async def test_a_session_of_an_unregistered_database_is_refused_at_start(
     assert f"'reports_session: {wanted}'" in message
     assert "AsyncReadSession, AsyncSession, ReadSession, Session" in message
     assert "DatabaseBlueprint('<name>'" in message
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_an_isolation_level_of_another_database_is_refused_at_start(
+    app: App, asks: bool
+) -> None:
+    """The error names the handler, the level, and those that the database has."""
+
+    async def with_session(request: Request, session: Session) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    async def without(request: Request) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    handler = transactional(isolation="SNAPSHOT")(with_session if asks else without)
+    app.add_route(handler, "/", name="report")
+    message = await error_at_start(app)
+    assert "app.report" in message
+    assert "'SNAPSHOT'" in message
+    assert "SERIALIZABLE" in message
 
 
 async def test_an_ambiguous_union_is_refused_at_start(app: App) -> None:
