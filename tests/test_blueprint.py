@@ -586,6 +586,25 @@ async def test_one_handler_uses_two_databases_and_each_commits_its_own(two: App)
         assert await notes_of(two.ctx.reports) == ["reports", "plain reports"]
 
 
+async def test_a_commit_that_fails_rolls_back_the_other_database_too(two: App) -> None:
+    """At once, also if no handler used them, and not when the connection ends."""
+
+    @two.get("/")
+    async def handler(request: Request) -> HTTPResponse:
+        return empty()
+
+    @two.middleware("response")
+    async def after(request: Request, response: HTTPResponse) -> None:
+        request.ctx.session.add_all([Note(text="twice"), Note(text="twice")])
+        request.ctx.reports_session.add(Note(text="reports"))
+        await request.ctx.reports_session.flush()
+
+    async with serving(two) as client:
+        assert (await client.get("/")).status_code == 500
+        assert two.ctx.reports.pool_status()["checked_out"] == 0
+        assert await notes_of(two.ctx.db) == await notes_of(two.ctx.reports) == []
+
+
 async def test_a_handler_of_two_databases_is_tried_again_as_often_as_it_says(two: App) -> None:
     """Each handler is wrapped once, however many databases the app has."""
     runs: list[int] = []

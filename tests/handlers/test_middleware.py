@@ -1,12 +1,15 @@
 """What comes before and after the handler shares its transaction, or has one of its own."""
 
 import asyncio
+import gc
 
 import pytest
 from sanic import HTTPResponse, Request, text
 from sanic.response import BaseHTTPResponse
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from sanic_db_bp.scope import Scope
 from tests.databases import on_postgresql
 from tests.handlers.helpers import OutOfStock, use_session
 from tests.serving import serving
@@ -178,6 +181,27 @@ async def test_response_middleware_is_the_first_to_use_the_session(
         assert status == (200 if path == "/" else 500)
         await settled(app, observer, within=0.2)
         assert observer.names() == (["after"] if path == "/" else [])
+
+
+@on_postgresql
+async def test_a_connection_that_stays_keeps_nothing_of_its_requests(app: Shop) -> None:
+    """Whether a middleware or the handler answers."""
+
+    @app.on_request
+    async def before(request: Request) -> HTTPResponse | None:
+        await request.ctx.session.execute(select(Item))
+        return text("middleware") if request.args else None
+
+    @app.get("/")
+    async def answer(request: Request) -> HTTPResponse:
+        return text("handler")
+
+    async with serving(app) as client:
+        for path, name in 2 * (("/", "handler"), ("/?first=1", "middleware")):
+            for _ in range(3):
+                assert (await client.get(path)).text == name
+            gc.collect()
+            assert sum(type(each) is Scope for each in gc.get_objects()) <= 1
 
 
 @on_postgresql
