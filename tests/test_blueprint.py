@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sanic import Blueprint, HTTPResponse, Request, Sanic, empty, json, text
 from sanic.exceptions import ServiceUnavailable
+from sanic.response import BaseHTTPResponse
 from sanic.worker.multiplexer import WorkerMultiplexer
 from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, literal, select
 from sqlalchemy.exc import OperationalError
@@ -594,7 +595,7 @@ async def test_a_commit_that_fails_rolls_back_the_other_database_too(two: App) -
         return empty()
 
     @two.middleware("response")
-    async def after(request: Request, response: HTTPResponse) -> None:
+    async def after(request: Request, response: BaseHTTPResponse) -> None:
         request.ctx.session.add_all([Note(text="twice"), Note(text="twice")])
         request.ctx.reports_session.add(Note(text="reports"))
         await request.ctx.reports_session.flush()
