@@ -14,6 +14,7 @@ from sanic.touchup.service import TouchUp
 from sanic_ext.extensions.openapi.builders import OperationStore, SpecificationBuilder
 
 from tests.databases import SCHEMES, EmptyDatabases, drivers_for
+from tests.forkserver import fork_server
 from tests.servers import MariaDBServer, PostgreSQLServer, Server, ServerUnavailable, server_url
 
 T = TypeVar("T")
@@ -110,6 +111,13 @@ def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     Router.get.cache_clear()
     Router.find_route_by_view_name.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server_ends() -> Iterator[None]:
+    yield
+    if fork_server.cache_info().currsize:
+        fork_server().stop()
 
 
 def pytest_collection_finish() -> None:

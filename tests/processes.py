@@ -10,38 +10,60 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import httpx
 
 import sanic_db_bp
+from tests.forkserver import ForkedProcess
 
 PATIENCE = 30.0
 """Seconds that a process may take on a busy machine."""
 
 
 class Process:
-    """A server in a process group of its own, its output in a file."""
+    """A server in a process group of its own, its output in a file.
 
-    def __init__(self, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+    Args:
+        folder: where it runs.
+        command: the module that Python runs, and its arguments.
+        environment: what it has in its environment beside what is there.
+        cold: whether it is started by a new interpreter, as users do.
+    """
+
+    def __init__(
+        self, folder: Path, command: list[str], environment: dict[str, str], *, cold: bool = False
+    ) -> None:
+        self.cold = cold
         self.folder = folder
         self.command = command
         self.environment = environment
         self.port = free_port()
+        self._process: subprocess.Popen[bytes] | ForkedProcess
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
 
     def __enter__(self) -> Self:
+        command = [*self.command, "--port", str(self.port)]
         with (self.folder / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *self.command, "--port", str(self.port)],
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+            self._process = (
+                self._start_cold(command, output)
+                if self.cold
+                else ForkedProcess(
+                    command, cwd=self.folder, env=self._environment(), stdout=output.fileno()
+                )
             )
         return self
+
+    def _start_cold(self, command: list[str], output: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
     def _environment(self) -> dict[str, str]:
         inherited = {

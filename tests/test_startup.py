@@ -69,10 +69,10 @@ if os.environ.get("ASK_FOR_OTHER"):
 """
 
 
-SINGLE = ["-m", "sanic", "shop:app", "--single-process"]
-WORKERS = ["-m", "sanic", "shop:app", "--workers", "2"]
-FAST = ["-m", "sanic", "shop:app", "--fast"]
-ASGI = ["-m", "uvicorn", "shop:app"]
+SINGLE = ["sanic", "shop:app", "--single-process"]
+WORKERS = ["sanic", "shop:app", "--workers", "2"]
+FAST = ["sanic", "shop:app", "--fast"]
+ASGI = ["uvicorn", "shop:app"]
 
 MODES = pytest.mark.parametrize(
     "command", [SINGLE, WORKERS, ASGI], ids=["single", "workers", "asgi"]
@@ -85,8 +85,8 @@ def start(tmp_path: Path) -> Callable[..., Process]:
     """Make a server of the app in a folder of its own."""
     (tmp_path / "shop.py").write_text(APP)
 
-    def make(command: list[str], **environment: str) -> Process:
-        return Process(tmp_path, command, environment)
+    def make(command: list[str], *, cold: bool = False, **environment: str) -> Process:
+        return Process(tmp_path, command, environment, cold=cold)
 
     return make
 
@@ -103,7 +103,7 @@ def test_the_server_starts_creates_its_tables_once_and_stops(
     start: Callable[..., Process], tmp_path: Path, command: list[str], workers: int
 ) -> None:
     """Each worker has the database, at most one creates the tables; the end is clean."""
-    with start(command, SANIC_DB_CREATE_TABLES="true", SEED="yes") as server:
+    with start(command, cold=True, SANIC_DB_CREATE_TABLES="true", SEED="yes") as server:
         server.wait_until_served()
         if workers > 1:
             server.wait_for("Worker ready", times=workers)

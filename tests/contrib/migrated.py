@@ -1,8 +1,6 @@
 """Apps with migrations, and two ways to run their commands."""
 
 import os
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from sqlalchemy import MetaData
 import sanic_db_bp
 from sanic_db_bp import DatabaseBlueprint
 from sanic_db_bp.contrib.migrations import MigrationsBlueprint
+from tests.forkserver import ForkedProcess
 from tests.serving import make_light
 from tests.shop import Base, Shop
 
@@ -72,23 +71,17 @@ class Commands:
         package = str(Path(sanic_db_bp.__file__).parents[1])
         self.environment = {**inherited, "PYTHONPATH": package, **environment}
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> ForkedProcess:
         """Start a command."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "sanic", "shop:app", "exec", *arguments],
+        return ForkedProcess(
+            ["sanic", "shop:app", "exec", *arguments],
             cwd=self.folder,
             env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Run a command; returns its exit status and its output."""
-        process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=PATIENCE)
-        return process.returncode, output
+        return self.start(*arguments, **environment).end(PATIENCE)
 
     def succeed(self, *arguments: str, **environment: str) -> str:
         """Run a command that has to succeed; returns its output."""

@@ -19,8 +19,9 @@ async def test_of_ten_upgrades_at_once_one_does_the_work(tmp_path: Path, databas
     await write(app, tmp_path, "import time; time.sleep(1); op.execute('CREATE TABLE t (x INT)')")
     commands = Commands(tmp_path, SANIC_DB_URL=database_url)
     processes = [commands.start("db-upgrade") for _ in range(10)]
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 10, outputs
+    ends = [process.end(PATIENCE) for process in processes]
+    outputs = [output for _, output in ends]
+    assert [status for status, _ in ends] == [0] * 10, outputs
     assert sum("ran " in output for output in outputs) == 1
     assert all("(head), by hand" in output for output in outputs)
 

@@ -333,7 +333,7 @@ def test_any_worker_tells_the_sums_of_all(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(WORKERS_APP)
     folder = tmp_path / "metrics"
     folder.mkdir()
-    command = ["-m", "sanic", "shop:app", "--workers", "2"]
+    command = ["sanic", "shop:app", "--workers", "2"]
     with Process(tmp_path, command, {"PROMETHEUS_MULTIPROC_DIR": str(folder)}) as server:
         server.wait_for("Worker ready", times=2)
         asked: Counter[str] = Counter()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import httpx
 
 from tests.faults.databases import SECRET, Target
+from tests.forkserver import ForkedProcess
 from tests.servers import HOST, free_port
 from tests.shop import eventually
 
@@ -71,17 +70,10 @@ class AppServer:
         self._news = threading.Condition()
         module, *options = COMMANDS[way]
         address = (f"--host={HOST}", f"--port={self.port}")
-        self.process = subprocess.Popen(
-            (sys.executable, "-m", module, app, *options, *address),
+        self.process = ForkedProcess(
+            [module, app, *options, *address],
             cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1", **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            # A whole group, so that no worker stays behind.
-            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
