@@ -100,7 +100,7 @@ def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test leaves on the classes ends with it: its apps and sanic-testing's ``__call__``."""
     # An app may have no routes, and be served again.
     monkeypatch.setattr(Sanic, "test_mode", True)
-    monkeypatch.setattr(Sanic, "_app_registry", dict(Sanic._app_registry))
+    monkeypatch.setattr(Sanic, "_app_registry", {})
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)
     # Where sanic-ext keeps the handlers of all apps, and so the apps.
     monkeypatch.setattr(OperationStore, "_singleton", None)
