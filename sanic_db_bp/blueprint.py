@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import isawaitable
+from inspect import isawaitable, isclass
 from keyword import iskeyword
 from typing import Any, Self, cast
 
@@ -74,7 +74,7 @@ class DatabaseBlueprint(Blueprint):
         **values: single settings by their name in lower case, which win over all else.
 
     Raises:
-        ConfigurationError: a value is not the name of a setting.
+        ConfigurationError: a value is not the name of a setting, or a class is none of sessions.
     """
 
     __slots__ = ("_options",)
@@ -99,6 +99,7 @@ class DatabaseBlueprint(Blueprint):
             "read_session_class": read_session_class,
             "async_read_session_class": async_read_session_class,
         }
+        _check_classes(classes)
         self._options = _Options(settings, values, classes, metadata)
         self.listener("before_server_start", priority=OPEN_PRIORITY)(self._open)
         self.listener("before_server_start", priority=INSTALL_PRIORITY)(self._install)
@@ -235,6 +236,23 @@ def _check_names(values: dict[str, Any], settings: DatabaseSettings | None) -> N
             "Give the blueprint either settings=DatabaseSettings(...) or single values, not both.",
             entry="settings-given-twice",
         )
+
+
+def _check_classes(classes: dict[str, Any]) -> None:
+    bases: dict[str, type] = {
+        "session_class": Session,
+        "async_session_class": AsyncSession,
+        "read_session_class": ReadSession,
+        "async_read_session_class": AsyncReadSession,
+    }
+    for argument, base in bases.items():
+        given = classes[argument]
+        if not (isclass(given) and issubclass(given, base)):
+            raise ConfigurationError(
+                f"{argument} is to be a subclass of {base.__module__.partition('.')[0]}'s "
+                f"{base.__name__}, and {getattr(given, '__name__', type(given).__name__)} is none.",
+                entry="not-a-session-class",
+            )
 
 
 def _take_config(config: Config, name: str, taken: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import shutil
 import tempfile
@@ -11,9 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from sqlalchemy import Connection, MetaData, event, inspect, text
+from sqlalchemy import Connection, MetaData, event, text
+from sqlalchemy import inspect as inspection
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -23,7 +25,7 @@ from .bridge import run_in_bridge
 from .connections.pool import PoolStatus, close_connections, status_of
 from .dialects import Backend, backend_of, is_memory, parse_url
 from .engine import make_engine, pool_limit
-from .exceptions import ConfigurationError, DatabaseUnavailable
+from .exceptions import ConfigurationError, DatabaseUnavailable, SessionError
 from .live_units import LiveUnits
 from .observers import FindOrigin, Observer
 from .sessions import AsyncReadSession, ReadSession, SessionFactory
@@ -281,7 +283,18 @@ class Database:
 
         Returns:
             What the function returns.
+
+        Raises:
+            SessionError: it is a coroutine function; nothing was done.
         """
+        if inspect.iscoroutinefunction(function):
+            called = getattr(function, "__qualname__", function)
+            raise SessionError(
+                f"run_sync calls plain functions, and '{called}' is a coroutine "
+                f"function. Write 'async with app.ctx.{self.name}.session() as session', and await "
+                "it there.",
+                entry="coroutine-function-in-run-sync",
+            )
         async with self.block(plain=True) as unit:
             return await run_in_bridge(function, unit.session, *args, **kwargs)
 
@@ -364,7 +377,7 @@ class Database:
 
     def _create_missing_tables(self, connection: Connection, metadata: MetaData) -> None:
         with self.backend.ddl_lock(connection):
-            existing = inspect(connection)
+            existing = inspection(connection)
             if not all(
                 existing.has_table(table.name, schema=table.schema)
                 for table in metadata.tables.values()

@@ -149,6 +149,16 @@ class UnitOfWork:
         if held_back:
             deliver_cancellation()
 
+    def flush(self) -> None:
+        """Write what waits to be written, and refuse what a read session has to write.
+
+        Raises:
+            Exception: whatever the database raises.
+        """
+        for use in (self._write, self._read):
+            if use is not None and use.begun:
+                use.session.flush()
+
     def rollback(self) -> None:
         """Roll back what was not committed and end the unit of work."""
         self._callbacks.clear()

@@ -698,6 +698,35 @@ async def test_db_stands_for_the_classes_without_a_name_even_if_it_comes_later(
         assert (await client.get("/")).json() == ["db", True]
 
 
+async def test_what_one_database_refuses_keeps_the_other_from_committing(two: App) -> None:
+    """All are flushed before the first COMMIT."""
+
+    @two.post("/")
+    def handler(request: Request, session: Session, reports: ReportsSession) -> HTTPResponse:
+        session.add(Note(text="db"))
+        reports.add_all([Note(text="twice"), Note(text="twice")])
+        return empty()
+
+    async with serving(two) as client:
+        assert (await client.post("/")).status_code == 500
+        assert await notes_of(two.ctx.db) == await notes_of(two.ctx.reports) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("session_class", int),
+        ("session_class", AsyncSession),
+        ("async_session_class", Session),
+        ("read_session_class", "ReportsSession"),
+    ],
+)
+async def test_a_class_that_is_none_of_sessions_is_refused(argument: str, given: Any) -> None:
+    """When the blueprint is made, by the name of the argument."""
+    with pytest.raises(ConfigurationError, match=f"{argument} is to be a subclass of"):
+        DatabaseBlueprint("reports", **{argument: given})
+
+
 async def test_two_databases_with_one_session_class_are_refused() -> None:
     """The error names both, the class and the remedy."""
     app: App = Sanic("shop")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from sanic_db_bp import (
     DatabaseUnavailable,
     ReadOnlySession,
     ReadSession,
+    SessionError,
     SessionFinished,
     current_session,
     on_commit,
@@ -305,6 +307,18 @@ async def test_run_sync_calls_a_function_with_a_plain_session(database: Database
 
     assert await database.run_sync(work, "lamp", times=2) == [1, 2]
     assert await count(database) == 2
+
+
+async def test_run_sync_refuses_a_coroutine_function(database: Database) -> None:
+    """It would return before it has done anything, and nobody would await it."""
+
+    async def work(session: Session) -> None:
+        raise AssertionError("never called")
+
+    for function in (work, partial(work)):
+        wrong: Any = function
+        with pytest.raises(SessionError, match="is a coroutine function"):
+            await database.run_sync(wrong)
 
 
 async def test_run_sync_rolls_back_if_the_function_raises(database: Database) -> None:

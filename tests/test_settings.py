@@ -231,6 +231,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         ("mysql://u:p@h/d", "mysql+asyncmy://u:p@h/d"),
         ("mariadb://u:p@h:3307/d", "mysql+asyncmy://u:p@h:3307/d"),
         ("mysql+aiomysql://u@h/d", "mysql+aiomysql://u@h/d"),
+        ("postgresql+psycopg_async://u@h/d", "postgresql+psycopg://u@h/d"),
         ("mariadb+asyncmy://u@h/d", "mysql+asyncmy://u@h/d"),
         ("sqlite:///file.db", "sqlite+aiosqlite:///file.db"),
         ("sqlite:////srv/file.db", "sqlite+aiosqlite:////srv/file.db"),

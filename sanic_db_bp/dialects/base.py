@@ -79,8 +79,10 @@ class Backend:
         raise errors[0]
 
     def _chosen(self, name: str) -> Driver:
+        # SQLAlchemy has psycopg_async for what create_async_engine takes psycopg for.
+        wanted = name.removesuffix("_async")
         for driver in self.drivers:
-            if driver.name == name:
+            if driver.name == wanted:
                 error = driver.missing()
                 if error is not None:
                     raise error

@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, ismethod
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from sanic import Request
 from sanic.response import BaseHTTPResponse, ResponseStream
@@ -26,12 +26,24 @@ LONGEST_PAUSE = 1.0
 """Seconds that a handler waits at most before it runs again."""
 
 
+@overload
+def transactional(handler: F, /) -> F: ...
+@overload
 def transactional(
     *, commit: bool | None = None, isolation: str | None = None, retries: int = 0
-) -> Callable[[F], F]:
+) -> Callable[[F], F]: ...
+def transactional(
+    handler: F | None = None,
+    /,
+    *,
+    commit: bool | None = None,
+    isolation: str | None = None,
+    retries: int = 0,
+) -> F | Callable[[F], F]:
     """Say how a handler's transaction is to be.
 
     Args:
+        handler: the handler, where the decorator stands without parentheses.
         commit: False: what the handler did not commit itself is rolled back. True: it is
             committed, also where the setting ``COMMIT`` is ``manual``. By default as the setting
             says.
@@ -56,7 +68,7 @@ def transactional(
         marked.__transaction__ = wanted
         return cast(F, marked)
 
-    return mark
+    return mark if handler is None else mark(handler)
 
 
 def wrap(handler: Handler, plans: Mapping[str | None, Plan]) -> Handler:

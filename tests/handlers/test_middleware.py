@@ -9,7 +9,7 @@ from sanic.response import BaseHTTPResponse
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sanic_db_bp.scope import Scope
+from sanic_db_bp.handling.scope import Scope
 from tests.databases import on_postgresql
 from tests.handlers.helpers import OutOfStock, use_session
 from tests.serving import serving

@@ -44,6 +44,21 @@ async def test_commit_false_rolls_back(app: Shop, observer: Observer) -> None:
         await settled(app, observer)
 
 
+@on_sqlite
+async def test_without_parentheses_it_changes_nothing(app: Shop, observer: Observer) -> None:
+    """The transaction is as the settings say."""
+
+    @app.post("/")
+    @transactional
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="kept"))
+        return text("stored")
+
+    async with serving(app) as client:
+        assert (await client.post("/")).status_code == 200
+        assert observer.names() == ["kept"]
+
+
 @on_postgresql
 async def test_commit_manual(database_url: str, observer: Observer) -> None:
     """Where COMMIT is manual a handler commits itself, or says that it wants a commit."""

@@ -117,11 +117,17 @@ def marked(request: Request, session: Session, *, number: int = 1) -> HTTPRespon
     return empty()
 
 
+@transactional
+def bare(request: Request, session: Session) -> HTTPResponse:
+    return empty()
+
+
 async def keeps_the_signature(request: Request, session: Session) -> None:
     assert_type(await with_retries(request, session), HTTPResponse)
     assert_type(marked(request, session, number=2), HTTPResponse)
     marked(request, session, number="x")  # type: ignore[arg-type]
     marked(request)  # type: ignore[call-arg]
+    assert_type(bare(request, session), HTTPResponse)
 
 
 def finds_the_current_session() -> None:
