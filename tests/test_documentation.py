@@ -296,12 +296,11 @@ def commands_of(block: Block) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
-    """A program in an empty folder, without settings in the environment, or other apps."""
+    """A program in an empty folder, without settings in the environment."""
     for name in list(os.environ):
         if name.startswith("SANIC_") or name == "DATABASE_URL":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Sanic, "_app_registry", {})
     return Program(monkeypatch)
 
 
