@@ -603,7 +603,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-X", "dev", "-m", "sanic", "shop:app", "exec", *arguments],
+            [sys.executable, "-W", "default", "-m", "sanic", "shop:app", "exec", *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
