@@ -31,6 +31,7 @@ __all__ = [
     "in_greenlet",
     "run_in_bridge",
     "run_uninterrupted",
+    "uncancelled",
     "uninterrupted",
 ]
 
@@ -277,6 +278,25 @@ class _Steps:
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._rest
+
+
+def uncancelled(method: Callable[[T], None], *, within: float) -> Callable[[T], None]:
+    """Return a plain method that runs to its end even if the task is cancelled.
+
+    Outside of the bridge it runs as it is: nothing can wait there.
+
+    Args:
+        method: of one argument, such as a dialect's for a connection.
+        within: seconds that it may still take after a cancellation.
+    """
+
+    def run(subject: T) -> None:
+        if in_greenlet():
+            run_uninterrupted(method, subject, within=within)
+        else:
+            method(subject)
+
+    return run
 
 
 def run_uninterrupted(function: Callable[[T], None], argument: T, *, within: float) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from sqlalchemy import NullPool, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sanic_db_bp.bridge import run_in_bridge
 from sanic_db_bp.connections.pool import FairPool
 from sanic_db_bp.dialects import backend_of, parse_url
 from sanic_db_bp.engine import make_engine
@@ -30,6 +32,7 @@ from tests.databases import (
     on_sqlite,
 )
 from tests.servers import Server
+from tests.shop import eventually
 
 pytestmark = on_every_driver
 
@@ -557,3 +560,27 @@ async def test_transactions_can_be_ended_outside_of_a_greenlet(
     )
     getattr(engine.dialect, end)(plain)
     assert ended == [end]
+
+
+@on_sqlite
+async def test_a_file_that_is_thrown_away_is_closed_although_it_is_cancelled(
+    engine_of: Engines, database_url: str
+) -> None:
+    """The driver's thread ends once: a second end would be waited for in vain."""
+    engine = engine_of(database_url)
+    connection = await engine.connect()
+    file: Any = (await connection.get_raw_connection()).driver_connection
+    go_on = threading.Event()
+    await file.create_function("wait", 0, go_on.wait)
+    busy = asyncio.create_task(file.execute("SELECT wait()"))
+    await asyncio.sleep(0)
+    assert connection.sync_connection is not None
+    closing = asyncio.create_task(run_in_bridge(connection.sync_connection.invalidate))
+    await asyncio.sleep(0)
+    closing.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await busy
+    await connection.close()
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ..bridge import in_greenlet, run_uninterrupted
+from ..bridge import uncancelled
 from ..dialects import Backend, in_autocommit
 from ..exceptions import link_to
 
@@ -63,18 +62,8 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
         _info(dbapi_connection).pop(DOUBTFUL, None)
         rollback(dbapi_connection)
 
-    dialect.do_commit = _uncancelled(commit_what_is_whole)
-    dialect.do_rollback = _uncancelled(roll_back)
-
-
-def _uncancelled(method: Callable[[Any], None]) -> Callable[[Any], None]:
-    def run(dbapi_connection: Any) -> None:
-        if in_greenlet():
-            run_uninterrupted(method, dbapi_connection, within=FINISH_WITHIN)
-        else:
-            method(dbapi_connection)
-
-    return run
+    dialect.do_commit = uncancelled(commit_what_is_whole, within=FINISH_WITHIN)
+    dialect.do_rollback = uncancelled(roll_back, within=FINISH_WITHIN)
 
 
 def _info(dbapi_connection: Any) -> dict[Any, Any]:

@@ -29,7 +29,7 @@ logger = logging.getLogger("sanic.root.db")
 LOOK_EVERY = 1.0
 """Seconds between two looks at a statement that takes long."""
 
-ANSWER_WITHIN = 4.0
+ANSWER_WITHIN = 3.5
 """Seconds that a server has to accept a new connection before it counts as gone."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 30, 10, 3

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
+from ..bridge import uncancelled
 from .base import Backend, Driver, execute_each, in_autocommit
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from ..settings import DatabaseSettings
+
+CLOSE_WITHIN = 5.0
+"""Seconds that a connection which is thrown away may take after its task was cancelled."""
 
 INTERRUPT_AFTER = 0.05
 """Seconds after which a statement whose client is gone is interrupted."""
@@ -49,6 +53,10 @@ class SQLite(Backend):
         @event.listens_for(engine, "connect")
         def set_up(dbapi_connection: Any, _record: object) -> None:
             execute_each(dbapi_connection, pragmas)
+
+        dialect: Any = engine.dialect
+        # A close that is cut off is begun again, behind the end of its thread: it would never end.
+        dialect.do_terminate = uncancelled(dialect.do_terminate, within=CLOSE_WITHIN)
 
         @event.listens_for(engine, "invalidate")
         def let_go(dbapi_connection: Any, _record: object, _error: object) -> None:
