@@ -19,9 +19,6 @@ class LiveUnits:
         self._closing: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._live)
-
     def add(self, unit: UnitOfWork) -> None:
         """Keep account of one that has begun."""
         self._live.add(unit)

@@ -220,6 +220,19 @@ async def test_a_file_that_is_missing_is_named(scheme: str, name: str) -> None:
             await db.ping()
 
 
+@pytest.mark.parametrize("names", [("sslrootcert",), ("sslcert", "sslkey")])
+async def test_a_file_that_is_no_certificate_is_refused(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With the parameters that it may stand for."""
+    file = tmp_path / "notes.txt"
+    file.write_text("no certificate")
+    query = "&".join(f"{name}={file}" for name in names)
+    async with database(f"mysql+asyncmy://u@localhost/d?sslmode=require&{query}") as db:
+        with pytest.raises(ConfigurationError, match="the file cannot be used"):
+            await db.ping()
+
+
 async def test_the_system_is_only_believed_with_the_name() -> None:
     """As libpq has it: anybody can have a certificate of a public authority."""
     url = "postgresql+asyncpg://u@localhost/d?sslmode=require&sslrootcert=system"
