@@ -584,3 +584,14 @@ async def test_a_file_that_is_thrown_away_is_closed_although_it_is_cancelled(
     await busy
     await connection.close()
     await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+async def test_an_error_can_be_told_without_its_parameters(
+    engine_of: Engines, database_url: str
+) -> None:
+    """By SQLAlchemy's own option, which passes through the settings."""
+    engine = engine_of(database_url, engine_options={"hide_parameters": True})
+    with pytest.raises(DBAPIError) as caught:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT * FROM nowhere WHERE x = :x"), {"x": "secret"})
+    assert "secret" not in str(caught.value)
