@@ -30,7 +30,6 @@ __all__ = [
     "held_back",
     "in_greenlet",
     "run_in_bridge",
-    "run_uninterrupted",
     "uncancelled",
     "uninterrupted",
 ]
@@ -287,35 +286,23 @@ def uncancelled(method: Callable[[T], None], *, within: float) -> Callable[[T], 
 
     Args:
         method: of one argument, such as a dialect's for a connection.
-        within: seconds that it may still take after a cancellation.
+        within: seconds that it may still take after a cancellation; see :func:`uninterrupted`.
     """
 
     def run(subject: T) -> None:
-        if in_greenlet():
-            run_uninterrupted(method, subject, within=within)
+        worker = getcurrent()
+        if isinstance(worker, _Worker) and worker.uninterrupted_within is None:
+            worker.uninterrupted_within = within
+            try:
+                method(subject)
+            finally:
+                worker.uninterrupted_within = None
+        elif in_greenlet():
+            await_only(uninterrupted(run_in_bridge(method, subject), within=within))
         else:
             method(subject)
 
     return run
-
-
-def run_uninterrupted(function: Callable[[T], None], argument: T, *, within: float) -> None:
-    """Call a plain function to its end even if the task is cancelled; runs in the bridge.
-
-    Args:
-        function: what has to reach its end.
-        argument: what it is called with.
-        within: seconds that it may still take after a cancellation; see :func:`uninterrupted`.
-    """
-    worker = getcurrent()
-    if not isinstance(worker, _Worker) or worker.uninterrupted_within is not None:
-        await_only(uninterrupted(run_in_bridge(function, argument), within=within))
-        return
-    worker.uninterrupted_within = within
-    try:
-        function(argument)
-    finally:
-        worker.uninterrupted_within = None
 
 
 held_back: set[asyncio.Task[Any]] = set()
