@@ -184,70 +184,104 @@ async def uninterrupted(awaitable: Awaitable[T], *, within: float) -> T:
 
 
 class _Uninterrupted(Awaitable[T]):
-    """Steps through an awaitable in the task itself, which is cheaper than one more task."""
+    """Steps through an awaitable in the task itself, which is cheaper than one more task.
 
-    __slots__ = ("_awaitable", "_cancellations", "_deadline", "_within")
+    To the task it stands for the future that is waited for: what it is asked to cancel goes on.
+    """
+
+    __slots__ = (
+        "_asyncio_future_blocking",
+        "_awaitable",
+        "_cancellations",
+        "_future",
+        "_is_late",
+        "_timer",
+        "_wake",
+        "_within",
+    )
 
     def __init__(self, awaitable: Awaitable[T], within: float) -> None:
         self._awaitable = awaitable
         self._within = within
         self._cancellations = 0
-        self._deadline: float | None = None
+        self._future: Any = None
+        self._is_late = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __await__(self) -> Generator[Any, None, T]:
         steps = self._awaitable.__await__()
+        future: asyncio.Future[Any] | None
         try:
             while True:
-                waits_for = next(steps)
-                if not (yield from self._is_done(waits_for)):
+                future = self._future = next(steps)
+                if future is None:
+                    try:
+                        yield
+                    except asyncio.CancelledError:
+                        self.cancel()
+                    continue
+                future._asyncio_future_blocking = False
+                if not self._is_late:
+                    self._asyncio_future_blocking = True
+                    try:
+                        yield self
+                    except BaseException:
+                        # The error of the future comes out of the next step.
+                        if not future.done():
+                            raise
+                if self._is_late and not future.done():
                     # The task that has held them back raises the first of them.
                     self._cancellations -= 1
-                    _cancel(waits_for, steps)
+                    _cancel(future, steps)
                     raise asyncio.CancelledError
         except StopIteration as end:
             value: T = end.value
             return value
         finally:
+            # A future that is kept would hold, with its error, this very frame.
+            future = self._future = None
+            if self._timer is not None:
+                self._timer.cancel()
             if self._cancellations:
                 _deliver_again(self._cancellations)
 
-    def _is_done(self, future: asyncio.Future[Any] | None) -> Generator[Any, None, bool]:
-        """Wait for a future without being what a cancellation reaches; False if time is up."""
-        if future is None:
-            try:
-                yield
-            except asyncio.CancelledError:
-                self._hold_back()
-            return True
-        future._asyncio_future_blocking = False
-        loop = future.get_loop()
-        while not future.done():
-            deadline = self._deadline
-            if deadline is not None and loop.time() >= deadline:
-                return False
-            woken = loop.create_future()
-            wake = partial(_wake, woken)
-            future.add_done_callback(wake)
-            timer = None if deadline is None else loop.call_at(deadline, wake, context=Context())
-            try:
-                yield from woken
-            except asyncio.CancelledError:
-                self._hold_back()
-            finally:
-                future.remove_done_callback(wake)
-                if timer is not None:
-                    timer.cancel()
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """As a future."""
+        loop: asyncio.AbstractEventLoop = self._future.get_loop()
+        return loop
+
+    def done(self) -> bool:
+        """As a future."""
+        return bool(self._future.done())
+
+    def add_done_callback(
+        self, callback: Callable[[asyncio.Future[Any]], object], *, context: Context | None = None
+    ) -> None:
+        """As a future."""
+        self._wake = callback, context
+        self._future.add_done_callback(callback, context=context)
+
+    def remove_done_callback(self, callback: Callable[[asyncio.Future[Any]], object]) -> int:
+        """As a future."""
+        return int(self._future.remove_done_callback(callback))
+
+    def cancel(self, msg: object = None) -> bool:
+        """Hold a cancellation back: the future goes on, for so many seconds."""
+        self._cancellations += 1
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._within, self._give_up, context=Context())
         return True
 
-    def _hold_back(self) -> None:
-        self._cancellations += 1
-        if self._deadline is None:
-            self._deadline = asyncio.get_running_loop().time() + self._within
-
-
-def _wake(woken: asyncio.Future[None], *_: object) -> None:
-    if not woken.done():
-        woken.set_result(None)
+    def _give_up(self) -> None:
+        self._is_late = True
+        future = self._future
+        if future is not None and not future.done():
+            wake, context = self._wake
+            future.remove_done_callback(wake)
+            woken = future.get_loop().create_future()
+            woken.set_result(None)
+            woken.add_done_callback(wake, context=context)
 
 
 _left_behind: set[asyncio.Task[None]] = set()

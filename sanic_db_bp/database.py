@@ -43,6 +43,17 @@ SHORTEST_ATTEMPT = 1.0
 RETRY_EVERY = 0.25
 """Seconds between two attempts to reach a database that is coming up."""
 
+_MADE_OF_SETTINGS = (
+    "settings",
+    "commits_automatically",
+    "url",
+    "engine",
+    "read_engine",
+    "factory",
+    "read_factory",
+)
+"""What a database forgets when it is disposed, and makes anew of the settings of its next start."""
+
 
 class Database:
     """One database: engines, session factories, and what uses them.
@@ -207,7 +218,7 @@ class Database:
             observer.session_class_made(self, factory.session_class, read_only=read_only)
         return factory
 
-    @property
+    @cached_property
     def commits_automatically(self) -> bool:
         """Whether what a handler did is committed when it succeeds."""
         return self.settings.commit == "auto"
@@ -429,7 +440,7 @@ class Database:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
-        for name in ("settings", "url", "engine", "read_engine", "factory", "read_factory"):
+        for name in _MADE_OF_SETTINGS:
             self.__dict__.pop(name, None)
         if lifetime is not None:
             await lifetime.aclose()

@@ -11,22 +11,18 @@ if TYPE_CHECKING:
     from .unit_of_work import UnitOfWork
 
 
-class LiveUnits:
+class LiveUnits(set["UnitOfWork"]):
     """Those that have something open, which must not outlive the engine."""
 
     def __init__(self) -> None:
-        self._live: set[UnitOfWork] = set()
+        super().__init__()
         self._closing: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Future[None] | None = None
 
-    def add(self, unit: UnitOfWork) -> None:
-        """Keep account of one that has begun."""
-        self._live.add(unit)
-
-    def discard(self, unit: UnitOfWork) -> None:
+    def discard(self, unit: object) -> None:
         """Keep account of one that is over."""
-        self._live.discard(unit)
-        if not self._live and self._drained is not None and not self._drained.done():
+        super().discard(unit)
+        if self._drained is not None and not self and not self._drained.done():
             self._drained.set_result(None)
 
     def roll_back(self, unit: UnitOfWork) -> None:
@@ -41,8 +37,8 @@ class LiveUnits:
         Args:
             within: seconds to wait.
         """
-        if self._live and within:
+        if self and within:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._drained}, timeout=within)
             self._drained = None
-        await asyncio.gather(*(run_in_bridge(unit.discard) for unit in self._live))
+        await asyncio.gather(*(run_in_bridge(unit.discard) for unit in self))

@@ -78,36 +78,36 @@ class UnitOfWork:
     @property
     def session(self) -> Session:
         """The plain session."""
-        return self._writing().session
+        session = (self._write or self._writing()).session
+        assert session is not None
+        return session
 
     @property
     def async_session(self) -> AsyncSession:
         """The asyncio session over the same transaction."""
-        return self._writing().async_session
+        return (self._write or self._writing()).async_session
 
     @property
     def read_session(self) -> ReadSession:
         """The plain session for reading."""
-        session = self._reading().session
+        session = (self._read or self._reading()).session
         assert isinstance(session, ReadSession)
         return session
 
     @property
     def async_read_session(self) -> AsyncReadSession:
         """The asyncio session for reading."""
-        session = self._reading().async_session
+        session = (self._read or self._reading()).async_session
         assert isinstance(session, AsyncReadSession)
         return session
 
     def _writing(self) -> SessionUse:
-        if self._write is None:
-            self._write = SessionUse(self, self.database.factory, self.isolation_level)
-        return self._write
+        self._write = use = SessionUse(self, self.database.factory, self.isolation_level)
+        return use
 
     def _reading(self) -> SessionUse:
-        if self._read is None:
-            self._read = SessionUse(self, self.database.read_factory)
-        return self._read
+        self._read = use = SessionUse(self, self.database.read_factory)
+        return use
 
     def began(self) -> None:
         """Called when a session of it is first used."""
@@ -118,7 +118,7 @@ class UnitOfWork:
     @property
     def in_transaction(self) -> bool:
         """Whether anything would be lost by a rollback."""
-        return self._write is not None and self._write.begun
+        return self._write is not None and self._write.in_transaction is not None
 
     def commit(self) -> None:
         """Commit what was done and end the unit of work.
@@ -130,14 +130,17 @@ class UnitOfWork:
         """
         if self._live:
             try:
-                self._check_unused()
-                if self._read is not None:
-                    if self._read.begun:
-                        self._read.session.flush()
+                write, read = self._write, self._read
+                for use in (write, read):
+                    if use is not None and use.used_by is not None:
+                        raise ConcurrentSessionUse(self.database.name)
+                if read is not None:
+                    if (session := read.in_transaction) is not None:
+                        session.flush()
                     # What comes after the COMMIT may wait for a connection, and must hold none.
-                    self._read.close()
-                if self._write is not None and self._write.begun:
-                    self._write.session.commit()
+                    read.close()
+                if write is not None and (session := write.in_transaction) is not None:
+                    session.commit()
             except BaseException:
                 self.rollback()
                 raise
@@ -156,8 +159,8 @@ class UnitOfWork:
             Exception: whatever the database raises.
         """
         for use in (self._write, self._read):
-            if use is not None and use.begun:
-                use.session.flush()
+            if use is not None and (session := use.in_transaction) is not None:
+                session.flush()
 
     def rollback(self) -> None:
         """Roll back what was not committed and end the unit of work."""
@@ -171,11 +174,6 @@ class UnitOfWork:
             if use is not None:
                 use.discard()
         self.ended()
-
-    def _check_unused(self) -> None:
-        for use in (self._write, self._read):
-            if use is not None and use.used_by is not None:
-                raise ConcurrentSessionUse(self.database.name)
 
     def _end(self) -> None:
         self.finished = True
@@ -219,7 +217,8 @@ class UnitOfWork:
     def committed(self) -> None:
         """Called after the COMMIT, while the transaction is still being put away."""
         self.commits += 1
-        self._call_after_commit()
+        if self._callbacks:
+            self._call_after_commit()
 
     def _call_after_commit(self) -> None:
         self.ready += [callback for callback, _ in self._callbacks]

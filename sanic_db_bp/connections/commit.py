@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
@@ -15,7 +15,10 @@ from ..dialects import Backend, in_autocommit
 from ..exceptions import link_to
 
 DOUBTFUL = "sanic_db_bp_doubtful"
-"""The mark of a connection on which a statement has failed."""
+"""Noted of a connection on which a statement has failed."""
+
+COMMITTED = "sanic_db_bp_committed"
+"""Noted of a connection whose last transaction was committed, until it begins another."""
 
 FINISH_WITHIN = 2.0
 """Seconds that a COMMIT or ROLLBACK may still take after its task was cancelled."""
@@ -25,10 +28,11 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
     """Let no transaction of an engine end otherwise than its client is told.
 
     A COMMIT or ROLLBACK that was begun runs to its end although its task is cancelled. A COMMIT
-    fails if its transaction ended before, at a failed statement whose error was caught.
+    fails if its transaction ended before, at a failed statement whose error was caught. The
+    ROLLBACK of the pool is left out after a COMMIT: most drivers ask the server for it.
     """
     dialect: Any = engine.dialect
-    commit, rollback = dialect.do_commit, dialect.do_rollback
+    begin, commit, rollback = dialect.do_begin, dialect.do_commit, dialect.do_rollback
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def note(context: ExceptionContext) -> None:
@@ -37,12 +41,16 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
         if failed_commit or connection is None or connection.closed or in_autocommit(connection):
             return
         if backend.may_end_transaction(connection, context.original_exception):
-            connection.info[DOUBTFUL] = True
+            _notes(connection.connection)[DOUBTFUL] = True
+
+    def begin_another(dbapi_connection: Any) -> None:
+        _notes(dbapi_connection).pop(COMMITTED, None)
+        begin(dbapi_connection)
 
     def commit_what_is_whole(dbapi_connection: Any) -> None:
-        info = _info(dbapi_connection)
+        notes = _notes(dbapi_connection)
         try:
-            if DOUBTFUL in info and not backend.is_whole(dbapi_connection):
+            if DOUBTFUL in notes and not backend.is_whole(dbapi_connection):
                 raise PendingRollbackError(
                     "a statement failed, and its transaction with it; its error was caught, and "
                     "what was done before it would be lost in silence. Let the error out, or catch "
@@ -50,7 +58,8 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
                     f"{link_to('caught-error')}"
                 )
             commit(dbapi_connection)
-            info.pop(DOUBTFUL, None)
+            notes.pop(DOUBTFUL, None)
+            notes[COMMITTED] = True
         except BaseException:
             # In SQLite the transaction goes on after a failed COMMIT, and SQLAlchemy takes it for
             # ended; elsewhere this does nothing.
@@ -59,16 +68,23 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
             raise
 
     def roll_back(dbapi_connection: Any) -> None:
-        _info(dbapi_connection).pop(DOUBTFUL, None)
+        _notes(dbapi_connection).pop(DOUBTFUL, None)
         rollback(dbapi_connection)
 
+    uncancelled_rollback = uncancelled(roll_back, within=FINISH_WITHIN)
+
+    def roll_back_what_is_begun(dbapi_connection: Any) -> None:
+        if COMMITTED not in _notes(dbapi_connection):
+            uncancelled_rollback(dbapi_connection)
+
+    dialect.do_begin = begin_another
     dialect.do_commit = uncancelled(commit_what_is_whole, within=FINISH_WITHIN)
-    dialect.do_rollback = uncancelled(roll_back, within=FINISH_WITHIN)
+    dialect.do_rollback = roll_back_what_is_begun
 
 
-def _info(dbapi_connection: Any) -> dict[Any, Any]:
-    try:
-        return cast("dict[Any, Any]", dbapi_connection.info)
-    except NotImplementedError:
-        # Of the connection by which SQLAlchemy gets to know the database.
-        return {}
+def _notes(dbapi_connection: Any) -> dict[str, object]:
+    """Return what is noted of a connection, from its checkout to its return."""
+    # SQLAlchemy makes such an object for each checkout, but none on which it gets to know the
+    # database.
+    notes: dict[str, object] = getattr(dbapi_connection, "__dict__", {})
+    return notes

@@ -152,22 +152,22 @@ def _joining(begin: Callable[[Any, bool], SessionTransaction]) -> Callable[..., 
     return guarded
 
 
-def _after_begin(session: Session, _transaction: object, connection: Connection) -> None:
-    use_of(session).connected(connection)
+def _after_begin(session: Any, _transaction: object, connection: Connection) -> None:
+    session.unit_of_work_use.connected(connection)
 
 
-def _after_commit(session: Session) -> None:
+def _after_commit(session: Any) -> None:
     if not session.in_nested_transaction():
-        use_of(session).unit.committed()
+        session.unit_of_work_use.unit.committed()
 
 
-def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    use_of(session).unit.rolled_back(transaction)
+def _after_soft_rollback(session: Any, transaction: SessionTransaction) -> None:
+    session.unit_of_work_use.unit.rolled_back(transaction)
 
 
-def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    use = use_of(session)
+def _after_transaction_end(session: Any, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        use: SessionUse = session.unit_of_work_use
         use.unit.transaction_ended()
         if use.used_by is None:
             # Committed by the transaction's own method, not by the session's.

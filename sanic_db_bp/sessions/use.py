@@ -40,9 +40,9 @@ class SessionUse:
         "_factory",
         "_freed",
         "_isolation_level",
-        "_session",
         "finished",
         "made",
+        "session",
         "unit",
         "used_by",
     )
@@ -56,7 +56,8 @@ class SessionUse:
         self.made = False
         self._factory = factory
         self._isolation_level = isolation_level
-        self._session: Session | None = None
+        self.session: Session | None = factory.shell(self)
+        """The plain form, an empty shell until it is first used; nothing after the end."""
         self._async_session: AsyncSession | None = None
         self._connections: list[Connection] = []
         self._freed: asyncio.Future[None] | None = None
@@ -65,13 +66,6 @@ class SessionUse:
     def database(self) -> str:
         """The name of the database."""
         return self._factory.database
-
-    @property
-    def session(self) -> Session:
-        """The plain form: an empty shell until it is first used."""
-        if self._session is None:
-            self._session = self._factory.shell(self)
-        return self._session
 
     def make(self, shell: Session) -> None:
         """Turn the shell into a session."""
@@ -83,13 +77,15 @@ class SessionUse:
     def async_session(self) -> AsyncSession:
         """The asyncio form of the same session."""
         if self._async_session is None:
+            assert self.session is not None
             self._async_session = self._factory.make_async(self.session)
         return self._async_session
 
     @property
-    def begun(self) -> bool:
-        """Whether a transaction is under way."""
-        return self.made and self._session is not None and self._session.in_transaction()
+    def in_transaction(self) -> Session | None:
+        """The session, if it has a transaction under way."""
+        session = self.session
+        return session if self.made and session is not None and session.in_transaction() else None
 
     def enter(self, task: asyncio.Task[Any] | None) -> None:
         """Reserve the session.
@@ -128,12 +124,12 @@ class SessionUse:
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""
         try:
-            if self._session is not None and self.made and not self.finished:
-                self._close(self._session)
+            if self.session is not None and self.made and not self.finished:
+                self._close(self.session)
         finally:
             # Nothing may keep the other alive until the garbage collector comes by.
             self.finished = True
-            self._session = self._async_session = None
+            self.session = self._async_session = None
             self._connections.clear()
 
     def _close(self, session: Session) -> None:

@@ -198,7 +198,7 @@ def status(_: Request) -> HTTPResponse:
         {
             **app.ctx.db.pool_status(),
             "pid": os.getpid(),
-            "live": len(app.ctx.db.live_units._live),
+            "live": len(app.ctx.db.live_units),
             "tasks": len(asyncio.all_tasks()),
             "fds": len(os.listdir("/proc/self/fd")),
             "rss": pages * os.sysconf("SC_PAGE_SIZE"),
