@@ -17,6 +17,7 @@ from .bridge import await_only, run_in_bridge
 from .connections.commit import guard_commits
 from .connections.liveness import watch
 from .connections.pool import FairPool
+from .connections.unobserved import UnobservedConnection
 from .dialects import CONNECT_TIMEOUT, Backend, backend_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
 from .observers import Execution, FindOrigin, on_execution
@@ -74,6 +75,7 @@ def make_engine(
     backend.prepare(engine.sync_engine, settings, read_only=read_only)
     if password := settings.rotating_password(read_only=read_only):
         rotate(engine.dialect, password)
+    engine.sync_engine._connection_cls = UnobservedConnection
     transactions = not read_only or settings.pgbouncer
     if not backend.one_writer:
         patience = settings.pool_timeout

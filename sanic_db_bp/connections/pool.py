@@ -51,20 +51,21 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         super().__init__(maxsize, use_lifo)
-        self._idle: deque[ConnectionPoolEntry] = deque()
+        self.idle: deque[ConnectionPoolEntry] = deque()
+        """The last used at the end, because it is the one surely still open."""
         self._waiting: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
 
     def empty(self) -> bool:
         """Whether nothing is idle."""
-        return not self._idle
+        return not self.idle
 
     def full(self) -> bool:
         """Whether one more would be too many."""
-        return 0 < self.maxsize <= len(self._idle)
+        return 0 < self.maxsize <= len(self.idle)
 
     def qsize(self) -> int:
         """How many are idle."""
-        return len(self._idle)
+        return len(self.idle)
 
     def waiting(self) -> int:
         """How many tasks wait."""
@@ -77,9 +78,9 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
             if not waiter.done():
                 waiter.set_result(item)
                 return
-        if 0 < self.maxsize <= len(self._idle):
+        if 0 < self.maxsize <= len(self.idle):
             raise Full
-        self._idle.append(item)
+        self.idle.append(item)
 
     def put(
         self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None
@@ -88,15 +89,15 @@ class FairQueue(AsyncAdaptedQueue["ConnectionPoolEntry"]):
         self.put_nowait(item)
 
     def get_nowait(self) -> ConnectionPoolEntry:
-        """Return an idle one, the last used first, because it is the one surely still open."""
+        """Return an idle one, the last used first."""
         try:
-            return self._idle.pop()
+            return self.idle.pop()
         except IndexError:
             raise Empty from None
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         """Return an idle one, or wait for the next, at most so many seconds."""
-        if self._idle or not block:
+        if self.idle or not block:
             return self.get_nowait()
         return await_only(self._next(timeout))
 
@@ -189,18 +190,18 @@ class FairPool(AsyncAdaptedQueuePool):
                 waited(time.perf_counter() - started, found)
 
     def _get(self) -> ConnectionPoolEntry:
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._timeout
+        deadline: float | None = None
         while True:
-            try:
-                record = self._pool.get_nowait()
+            while self._pool.idle:
+                record = self._pool.idle.pop()
                 if self._is_usable(record):
                     return record
                 self._drop(record)
-                continue
-            except Empty:
-                if self._inc_overflow():
-                    return self._opened(deadline)
+            clock = asyncio.get_running_loop().time
+            if deadline is None:
+                deadline = clock() + self._timeout
+            if self._inc_overflow():
+                return self._opened(deadline)
             try:
                 return self._pool.get(timeout=deadline - clock())
             except Empty:

@@ -133,7 +133,7 @@ async def _run(
 ) -> Any:
     for name, provide in plan.providers.items():
         kwargs[name] = provide(scope)
-    if not plan.dependency_names <= kwargs.keys():
+    if plan.dependency_names and not plan.dependency_names <= kwargs.keys():
         # The HEAD of a class-based view, which sanic-ext does not look for.
         kwargs.update(await plan.arguments_again(request, scope, kwargs))
     retries = plan.transaction.retries

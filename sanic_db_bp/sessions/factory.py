@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from ..bridge import in_greenlet
-from .guards import guarded_class, use_of
+from .guards import guarded_class
 from .use import SessionUse
 
 S = TypeVar("S", bound=Session)
@@ -104,7 +104,8 @@ def _shell_class(guarded: type[S]) -> type[S]:
     """Return the class of sessions that cost nothing until they are used."""
 
     def make_first(self: Any, name: str) -> Any:
-        use_of(self).make(self)
+        use: SessionUse = self.__dict__["unit_of_work_use"]
+        use.make(self)
         return getattr(self, name)
 
     methods = {"__module__": guarded.__module__, "__getattr__": make_first}

@@ -93,11 +93,15 @@ def _alone(method: Callable[..., Any], *, forgets: bool, ends: bool = False) -> 
         elif ends and use.finished:
             return None
         else:
-            use.enter(task)
+            if task is None or use.used_by is not None or use.finished:
+                raise use.refusal(task)
+            use.used_by = task
             try:
                 result = method(self, *args, **kwargs)
             finally:
-                use.leave()
+                use.used_by = None
+                if use.freed is not None:
+                    use.leave()
             if use.unit.ready:
                 use.unit.run_callbacks()
             if held_back:

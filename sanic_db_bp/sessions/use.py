@@ -38,9 +38,9 @@ class SessionUse:
         "_async_session",
         "_connections",
         "_factory",
-        "_freed",
         "_isolation_level",
         "finished",
+        "freed",
         "made",
         "session",
         "unit",
@@ -60,7 +60,8 @@ class SessionUse:
         """The plain form, an empty shell until it is first used; nothing after the end."""
         self._async_session: AsyncSession | None = None
         self._connections: list[Connection] = []
-        self._freed: asyncio.Future[None] | None = None
+        self.freed: asyncio.Future[None] | None = None
+        """What the end waits for while another task still uses the session."""
 
     @property
     def database(self) -> str:
@@ -96,13 +97,14 @@ class SessionUse:
         Raises:
             SessionFinished, ConcurrentSessionUse, SessionOutsideBridge: it may not use it.
         """
-        if self.finished:
-            raise SessionFinished(self.database)
-        if task is None or self.used_by is not None:
-            raise self._misused(task)
+        if task is None or self.used_by is not None or self.finished:
+            raise self.refusal(task)
         self.used_by = task
 
-    def _misused(self, task: asyncio.Task[Any] | None) -> SessionError:
+    def refusal(self, task: asyncio.Task[Any] | None) -> SessionError:
+        """Return the error that a task may not use the session."""
+        if self.finished:
+            return SessionFinished(self.database)
         if task is None and current_task() is None:
             return SessionOutsideBridge(self.database, "in a thread")
         if self.used_by is not None:
@@ -112,8 +114,8 @@ class SessionUse:
     def leave(self) -> None:
         """Let other tasks use the session again."""
         self.used_by = None
-        if self._freed is not None and not self._freed.done():
-            self._freed.set_result(None)
+        if self.freed is not None and not self.freed.done():
+            self.freed.set_result(None)
 
     def connected(self, connection: Connection) -> None:
         """Take note of a connection, so that it can be discarded if all else fails."""
@@ -157,14 +159,14 @@ class SessionUse:
 
     def _wait_until_free(self) -> bool:
         """Wait for the task that uses the session; in the end its statement is cancelled."""
-        self._freed = asyncio.get_running_loop().create_future()
-        await_only(asyncio.wait({self._freed}, timeout=STILL_IN_USE))
+        self.freed = asyncio.get_running_loop().create_future()
+        await_only(asyncio.wait({self.freed}, timeout=STILL_IN_USE))
         if self.used_by is not None:
             await_only(self._cancel_use())
-        return self._freed.done()
+        return self.freed.done()
 
     async def _cancel_use(self) -> None:
         assert self.used_by is not None
-        assert self._freed is not None
+        assert self.freed is not None
         self.used_by.cancel()
-        await asyncio.wait({self._freed}, timeout=STILL_IN_USE)
+        await asyncio.wait({self.freed}, timeout=STILL_IN_USE)
