@@ -843,6 +843,91 @@ def test_uninterrupted_is_bounded_in_time(run: Run) -> None:
     assert log == ["cut off"]
 
 
+def test_uninterrupted_may_be_nested(run: Run) -> None:
+    """The outer bound holds for what the inner one would still wait for."""
+    log: Log = []
+
+    async def waiting(for_: asyncio.Future[None]) -> None:
+        await for_
+        log.append("done")
+
+    async def main() -> None:
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        work = uninterrupted(uninterrupted(waiting(answer), within=10), within=0.01)
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The inner one is left behind, and goes on in its own time.
+        (left,) = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not log
+        answer.set_result(None)
+        await asyncio.wait({left})
+
+    run(main())
+    assert log == ["done"]
+
+
+def test_nested_uninterrupted_reaches_the_end(run: Run) -> None:
+    """A cancellation is held back by both, and delivered once."""
+    log: Log = []
+
+    async def work() -> None:
+        await uninterrupted(uninterrupted(work_of(0.02, log), within=5), within=5)
+        log.append("not cancelled")
+        await asyncio.sleep(0)
+        log.append("not cancelled")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+    assert log == ["done", "not cancelled"]
+
+
+def test_uninterrupted_waits_for_nothing_more_once_its_time_is_up(run: Run) -> None:
+    """Work that came through the end of its time without a wait is cut at its next one."""
+
+    async def busy_then_endless() -> None:
+        end = time.monotonic() + 0.03
+        for _ in iter(lambda: time.monotonic() < end, False):
+            await asyncio.sleep(0)
+        await asyncio.sleep(5)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(uninterrupted(busy_then_endless(), within=0.01))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(asyncio.wait_for(main(), 4))
+
+
+def test_uninterrupted_can_be_closed(run: Run) -> None:
+    """A coroutine that nobody steps on ends where it is, and its work with it."""
+    log: Log = []
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            log.append("closed")
+
+    async def main() -> None:
+        coroutine = uninterrupted(work(), within=5)
+        coroutine.send(None)
+        coroutine.close()
+
+    run(main())
+    assert log == ["closed"]
+
+
 def test_what_was_cut_off_is_kept_until_it_has_ended(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:

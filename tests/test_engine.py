@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import NullPool, event, text
+from sqlalchemy import Connection, NullPool, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -595,3 +595,89 @@ async def test_an_error_can_be_told_without_its_parameters(
         async with engine.connect() as connection:
             await connection.execute(text("SELECT * FROM nowhere WHERE x = :x"), {"x": "secret"})
     assert "secret" not in str(caught.value)
+
+
+# After a COMMIT
+
+
+async def test_what_comes_after_a_commit_is_rolled_back(
+    engine_of: Engines, database_url: str
+) -> None:
+    """A connection that has committed begins anew, whatever its pool then leaves out."""
+    engine = engine_of(database_url, pool_size=1, max_overflow=0)
+    await create_table(engine)
+    async with engine.connect() as connection:
+        await connection.execute(text("INSERT INTO t VALUES (1)"))
+        await connection.commit()
+        await connection.execute(text("INSERT INTO t VALUES (2)"))
+        await connection.rollback()
+        await connection.execute(text("INSERT INTO t VALUES (3)"))
+        await connection.commit()
+        await connection.execute(text("INSERT INTO t VALUES (4)"))
+    async with engine.begin() as connection:
+        found = await connection.scalars(text("SELECT id FROM t ORDER BY id"))
+        assert list(found) == [1, 3]
+
+
+async def test_a_connection_of_the_driver_is_rolled_back_by_the_pool(
+    engine_of: Engines, database_url: str
+) -> None:
+    """Also if the connection has committed when it was last in use."""
+    engine = engine_of(database_url, pool_size=1, max_overflow=0)
+    await create_table(engine)
+
+    def write() -> None:
+        own = engine.sync_engine.raw_connection()
+        try:
+            if engine.dialect.name == "sqlite":
+                own.cursor().execute("BEGIN")
+            own.cursor().execute("INSERT INTO t VALUES (1)")
+        finally:
+            own.close()
+
+    await run_in_bridge(write)
+    assert await ask(engine, "SELECT COUNT(*) FROM t") == [0]
+
+
+@on("mariadb")
+async def test_a_commit_costs_no_rollback(engine_of: Engines, database_url: str) -> None:
+    """The pool asks for one where a transaction has not been committed, and nowhere else."""
+    engine = engine_of(database_url, pool_size=1, max_overflow=0)
+
+    async def rollbacks() -> int:
+        async with engine.connect() as connection:
+            found = await connection.execute(text("SHOW SESSION STATUS LIKE 'Com_rollback'"))
+            return int(found.one()[1])
+
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1"))
+    before = await rollbacks()
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1"))
+    # The question itself ends with one.
+    assert await rollbacks() == before + 1
+
+
+# Events
+
+
+async def test_who_listens_later_hears_of_the_next_statement(
+    engine_of: Engines, database_url: str
+) -> None:
+    """To the engine or to all connections: also after connections were in use."""
+    engine = engine_of(database_url)
+    await ask(engine, "SELECT 1")
+    heard = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        heard.append(statement)
+
+    event.listen(engine.sync_engine, "before_cursor_execute", listen)
+    await ask(engine, "SELECT 2")
+    event.remove(engine.sync_engine, "before_cursor_execute", listen)
+    event.listen(Connection, "before_cursor_execute", listen)
+    try:
+        await ask(engine, "SELECT 3")
+    finally:
+        event.remove(Connection, "before_cursor_execute", listen)
+    assert [each for each in heard if each != "BEGIN IMMEDIATE"] == ["SELECT 2", "SELECT 3"]
