@@ -674,10 +674,9 @@ async def test_who_listens_later_hears_of_the_next_statement(
 
     event.listen(engine.sync_engine, "before_cursor_execute", listen)
     await ask(engine, "SELECT 2")
-    event.remove(engine.sync_engine, "before_cursor_execute", listen)
     event.listen(Connection, "before_cursor_execute", listen)
     try:
-        await ask(engine, "SELECT 3")
+        await ask(engine_of(database_url), "SELECT 3")
     finally:
         event.remove(Connection, "before_cursor_execute", listen)
     assert [each for each in heard if each != "BEGIN IMMEDIATE"] == ["SELECT 2", "SELECT 3"]
