@@ -73,6 +73,8 @@ def test_failures_say_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -
             "*POOL_TIMEOUT*in use by the transaction that began here:",
             "*test_failures.py*in test_held_up_by_its_own_transaction",
             "something has ended the test's transaction*",
+            "*troubleshooting.md#one-connection-for-a-test)",
+            "*troubleshooting.md#test-transaction-ended)",
         ]
     )
 

@@ -22,7 +22,13 @@ PROJECT = Path(__file__).parents[1]
 MODULES = sorted((PROJECT / "sanic_db_bp").rglob("*.py"))
 PAGE = (PROJECT / "docs" / "troubleshooting.md").read_text()
 
-NEED_AN_ENTRY = {"ConfigurationError", "NoCurrentSession", "SessionError"}
+NEED_AN_ENTRY = {
+    "ConfigurationError",
+    "MigrationFailed",
+    "NoCurrentSession",
+    "SessionError",
+    "TestTransactionError",
+}
 """The classes whose messages have nothing but the class in common."""
 
 TOLD = {"warning", "error", "exception"}

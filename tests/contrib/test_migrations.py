@@ -37,7 +37,7 @@ def test_the_commands_run_in_processes_of_their_own(tmp_path: Path, database_url
     written = commands.succeed("db-revision", "--message", "create note")
     assert re.search(r"Wrote migrations/db/versions/\w+_create_note\.py\.$", written)
     status, output = commands.run("db-check")
-    told = f"Target database is not up to date.\n{link_to('in-migrations')}"
+    told = f"Alembic: Target database is not up to date.\n{link_to('alembic')}"
     assert (status, output.strip()) == (1, told)
     assert commands.succeed("db-upgrade").endswith("(head), create note")
     status, output = commands.run("db-check", WITH_AUTHOR="yes")
@@ -130,7 +130,9 @@ async def test_a_failing_migration_is_rolled_back(
     with pytest.raises(SystemExit) as failure:
         await run(app, "db-upgrade")
     message = str(failure.value.code)
-    assert re.search(rf"^{tmp_path}/migrations/db/versions/\w+_bad\.py:\d+: ", message)
+    assert re.search(
+        rf"^{tmp_path}/migrations/db/versions/\w+_bad\.py:\d+: the migration failed: ", message
+    )
     assert "INSERT INTO nowhere VALUES" in message
     assert SECRET not in message
     observer = Observer(database_url)
@@ -138,7 +140,7 @@ async def test_a_failing_migration_is_rolled_back(
         assert message.splitlines()[-2].endswith("good"), "the first migration stays"
         assert observer.scalar("SELECT count(*) FROM second") == 0
     else:
-        assert message.endswith(f"\ndb: no migration\n{link_to('in-migrations')}")
+        assert message.endswith(f"\ndb: no migration\n{link_to('a-migration-failed')}")
         for table in ("first", "second"):
             with pytest.raises(Exception, match=table):
                 observer.scalar(f"SELECT count(*) FROM {table}")

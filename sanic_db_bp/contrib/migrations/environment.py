@@ -65,7 +65,8 @@ class ReferenceCheck:
         if found > self._before:
             raise MigrationFailed(
                 f"{step.up_revision_id} leaves {found - self._before} rows with foreign keys that "
-                "lead nowhere."
+                "lead nowhere.",
+                entry="lost-references",
             )
 
     @staticmethod

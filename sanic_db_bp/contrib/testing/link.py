@@ -35,7 +35,7 @@ class TestTransactionError(SanicDBError):
     """The transaction of a test cannot stand for what the app does."""
 
     __test__ = False
-    entry = "in-tests"
+    entry = "one-connection-for-a-test"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Link:
                 async with asyncio.timeout(self._settings.pool_timeout):
                     await self._turn.wait_for(lambda: self._may_run(lent, around))
             except TimeoutError:
-                raise self._problem(self._who_waits()) from None
+                raise self._noted(
+                    TestTransactionError(self._who_waits(), entry="one-connection-for-a-test")
+                ) from None
             return await self._alone(job)
 
     async def at_once(self, job: Callable[[], T]) -> T:
@@ -133,9 +135,10 @@ class Link:
             if lent in self._stack and lent.task is not None and lent.task.get_loop().is_closed():
                 self.rollback(lent)
 
-    def _problem(self, message: str) -> TestTransactionError:
-        self.problems.append(message)
-        return TestTransactionError(message)
+    def _noted(self, error: TestTransactionError) -> TestTransactionError:
+        """Let the test fail for it, whoever catches it."""
+        self.problems.append(str(error))
+        return error
 
     def _who_waits(self) -> str:
         began_at = self._stack[-1].began_at if self._stack else ""
@@ -184,9 +187,12 @@ class Link:
         if not self._kept and not self._stack:
             self._end(self.connection.rollback)
         if self._begun:
-            raise self._problem(
-                "tables cannot be created once the test has begun to use the database: start the "
-                "server first, or create them in the fixture 'sanic_db_schema'"
+            raise self._noted(
+                TestTransactionError(
+                    "tables cannot be created once the test has begun to use the database: start "
+                    "the server first, or create them in the fixture 'sanic_db_schema'",
+                    entry="tables-too-late",
+                )
             )
         with self._engine.begin() as connection:
             metadata.create_all(connection)
@@ -206,10 +212,15 @@ class Link:
 
     def _check(self, lent: LentConnection) -> None:
         if lent.closed:
-            raise TestTransactionError("the connection was given back already")
+            raise TestTransactionError(
+                "the connection was given back already", entry="connection-given-back"
+            )
         if lent.undone:
-            raise self._problem(
-                "a transaction was undone with the one around it, inside of which it began"
+            raise self._noted(
+                TestTransactionError(
+                    "a transaction was undone with the one around it, inside of which it began",
+                    entry="undone-with-the-one-around",
+                )
             )
 
     @contextmanager
@@ -310,10 +321,13 @@ class Link:
         error = self._undo()
         self._end(self.connection.rollback)
         if error is not None:
-            self._problem(
-                f"something has ended the test's transaction, and what it did is there for good "
-                f"({error}). In MariaDB and MySQL every statement that creates or alters a table "
-                "does so, and everywhere a COMMIT that is written as SQL."
+            self._noted(
+                TestTransactionError(
+                    "something has ended the test's transaction, and what it did is there for good "
+                    f"({error}). In MariaDB and MySQL every statement that creates or alters a "
+                    "table does so, and everywhere a COMMIT that is written as SQL.",
+                    entry="test-transaction-ended",
+                )
             )
 
     def _undo(self) -> Exception | None:
