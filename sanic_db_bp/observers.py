@@ -44,6 +44,10 @@ class Observer:
     def retried(self, database: Database) -> None:
         """Called when a handler runs again because its transaction lost a race."""
 
+    def is_clients_fault(self, error: Exception) -> bool:
+        """Whether an error of a COMMIT is answered as one that the client has made: 4xx."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Execution:

@@ -113,20 +113,26 @@ def install(app: Sanic[Any, Any], *, foreign_key_status: int = 409) -> None:
 
     app.error_handler.add(StatementError, answer)
     app.error_handler.add(NoResultFound, answer)
-    observers_of(app).append(_RefusedValues())
+    observers_of(app).append(_Translation(app))
 
 
 _OF_A_VALUE = (ValueError, TypeError, ArithmeticError)
 """What a driver, or a type of SQLAlchemy, raises for a value that it cannot send."""
 
 
-class _RefusedValues(Observer):
-    """Lets a value that a driver refuses in its own way be an error of SQLAlchemy, as all others.
+class _Translation(Observer):
+    """Tells the rest of the package what these answers are."""
 
-    SQLAlchemy passes on what is no error of the DBAPI as it is, such as OverflowError of SQLite.
-    """
+    def __init__(self, app: Sanic[Any, Any]) -> None:
+        self._app = app
+
+    def is_clients_fault(self, error: Exception) -> bool:
+        exception = translated(self._app, error) if isinstance(error, SQLAlchemyError) else None
+        return exception is not None and exception.status_code < 500
 
     def engine_made(self, database: Database, engine: AsyncEngine, *, read_only: bool) -> None:
+        # SQLAlchemy passes on what is no error of the DBAPI as it is, such as OverflowError of
+        # SQLite.
         @event.listens_for(engine.sync_engine, "handle_error", retval=True)
         def refused(context: ExceptionContext) -> BaseException | None:
             error = context.original_exception

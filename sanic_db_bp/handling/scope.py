@@ -181,9 +181,15 @@ class Scope:
         """Log that the COMMIT failed, and take note that the answer must not look complete."""
         self.failure = error
         self.broken = request.is_answered
-        told = getattr(error, "quiet", False) or isinstance(error, DatabaseUnavailable)
-        if isinstance(error, Exception) and not told:
+        if not isinstance(error, Exception) or isinstance(error, DatabaseUnavailable):
+            return
+        told = getattr(error, "quiet", False)
+        if not told and (self.broken or not self._is_clients_fault(error)):
             cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
             logger.error("%s: COMMIT failed: %s: %s", request.for_log, type(error).__name__, cause)
             # It has been logged: Sanic need not do it again, with a traceback.
             cast(Any, error).quiet = True
+
+    def _is_clients_fault(self, error: Exception) -> bool:
+        observers = (each for unit in self.units.values() for each in unit.database.observers)
+        return any(observer.is_clients_fault(error) for observer in observers)

@@ -1,9 +1,11 @@
 """Errors of the database as a client sees them: the status, and nothing that gives SQL away."""
 
 import asyncio
+import logging
 from datetime import date
 from typing import Any
 
+import httpx
 import pytest
 from sanic import HTTPResponse, Request, empty, text
 from sqlalchemy import CheckConstraint, ForeignKey, String, select
@@ -144,6 +146,47 @@ async def test_a_failing_commit_is_told_the_same(database_url: str) -> None:
     async with serving(app) as client:
         answer = await client.post("/parts")
         assert (answer.status_code, "part" in answer.text.lower()) == (422, False)
+
+
+async def test_a_commit_that_fails_by_the_fault_of_the_client_is_no_error_of_the_server(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It logs as little as any 4xx; what is no fault of the client is one line at ERROR."""
+    app = app_of(database_url)
+
+    @app.post("/owners/<key:int>")
+    def add(request: Request, key: int, session: Session) -> HTTPResponse:
+        session.add(Owner(id=key, name="Ada"))
+        return empty()
+
+    async with serving(app) as client:
+        assert (await client.post("/owners/2")).status_code == 409
+        assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
+        async with app.ctx.db.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.drop_all)
+        assert (await client.post("/owners/2")).status_code == 500
+        (line,) = [line for line in caplog.records if line.levelno >= logging.WARNING]
+        assert "COMMIT failed" in line.getMessage()
+
+
+async def test_an_answer_that_has_begun_cannot_tell_the_client(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the error of the COMMIT, whose status the client never gets."""
+    app = app_of(database_url)
+
+    @app.post("/owners")
+    async def add(request: Request, session: AsyncSession) -> None:
+        response = await request.respond()
+        await response.send("begun")
+        session.add(Owner(id=1, name="Eve"))
+        await response.eof()
+
+    async with serving(app) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post("/owners")
+    (line,) = [line for line in caplog.records if line.levelno >= logging.ERROR]
+    assert "COMMIT failed" in line.getMessage()
 
 
 @on_every_driver_of_servers
