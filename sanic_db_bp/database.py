@@ -344,7 +344,8 @@ class Database:
         except DatabaseUnavailable:
             raise
         except (SQLAlchemyError, OSError) as error:
-            raise DatabaseUnavailable(self.name, type(error).__name__) from error
+            cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            raise DatabaseUnavailable(self.name, f"{type(error).__name__}: {cause}") from error
         return clock() - start
 
     def pool_status(self) -> PoolStatus:

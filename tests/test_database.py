@@ -372,7 +372,7 @@ async def test_ping_tells_of_a_statement_that_fails(database_url: str) -> None:
         raise OSError("connection lost")
 
     event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
-    with pytest.raises(DatabaseUnavailable, match="OSError"):
+    with pytest.raises(DatabaseUnavailable, match="OSError: connection lost"):
         await database.ping()
     await database.dispose(within=0)
 
@@ -493,6 +493,33 @@ async def test_the_start_tries_once_if_it_may_not_wait() -> None:
     with pytest.raises(DatabaseUnavailable, match="connecting failed"):
         await database.wait_until_up()
     await database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        (
+            "none/shop.db",
+            "'{}/none/shop.db' cannot be opened: there is no folder '{}/none'. Create",
+        ),
+        ("", "'{}' cannot be opened: it is a folder. Add the name of a file"),
+        ("loop.db", "'{}/loop.db' cannot be opened: it, or its folder, may not be used by this"),
+    ],
+)
+async def test_a_file_that_cannot_be_opened_is_named(
+    tmp_path: Path, path: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite itself does not say which, and why; the line in the log comes at once."""
+    (tmp_path / "loop.db").symlink_to("loop.db")
+    database = Database(settings(f"sqlite:///{tmp_path}/{path}", startup_timeout=0.1))
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await database.wait_until_up()
+    assert cause.format(tmp_path, tmp_path) in str(caught.value)
+    (line,) = caplog.messages
+    assert cause.format(tmp_path, tmp_path) in line
+    await database.dispose()
+    # aiosqlite's thread still tells the loop that it ends.
+    await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+asyncmy", "mysql+aiomysql"])

@@ -1,10 +1,12 @@
 """``sslmode`` and ``sslrootcert`` mean the same on every driver: the servers are asked."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import trustme
 from sqlalchemy import make_url, text
 
-from sanic_db_bp import ConfigurationError, Database, DatabaseSettings, DatabaseUnavailable
+from sanic_db_bp import Database, DatabaseSettings, DatabaseUnavailable, InvalidSettings
 from tests.conftest import or_skip
 from tests.databases import SCHEMES
 from tests.pgbouncer import PgBouncer
@@ -200,42 +202,58 @@ async def test_the_names_of_mysql_are_understood(
     assert await target.is_encrypted(**{name: str(v) for name, v in written.query.items()})
 
 
+def refused(prefix: str = "SANIC_DB_", **values: Any) -> str:
+    """Give what the list of wrong settings says, each with the name of its variable."""
+    with pytest.raises(InvalidSettings) as caught:
+        DatabaseSettings.load(prefix, env_file=None, **values)
+    return str(caught.value)
+
+
+MYSQL = ["mysql+asyncmy", "mysql+aiomysql"]
+POSTGRESQL = ["postgresql+asyncpg", "postgresql+psycopg"]
+
+
 @pytest.mark.parametrize(
-    "query", ["sslmode=prefer", "sslmode=on", "ssl=true", "ssl_cipher=x", "sslrootcert=/none.pem"]
+    ("scheme", "query"),
+    [
+        *product(MYSQL, ["sslmode=prefer", "ssl=true", "ssl_cipher=x"]),
+        *product(MYSQL + POSTGRESQL, ["sslmode=on", "sslrootcert=/none.pem"]),
+    ],
 )
-@pytest.mark.parametrize("scheme", ["mysql+asyncmy", "mysql+aiomysql"])
-async def test_what_cannot_be_carried_out_is_refused(scheme: str, query: str) -> None:
-    """Silence would mean less secrecy than was asked for."""
-    async with database(f"{scheme}://u@localhost/d?{query}") as db:
-        with pytest.raises(ConfigurationError, match="ssl"):
-            await db.ping()
+def test_what_cannot_be_carried_out_is_refused(scheme: str, query: str) -> None:
+    """Silence would mean less secrecy than was asked for; a wait would change nothing."""
+    assert "SANIC_DB_URL: ssl" in refused(url=f"{scheme}://u@localhost/d?{query}")
+
+
+def test_the_variable_is_named_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a replica, of another database, or ``DATABASE_URL``."""
+    url = "postgresql://u@localhost/d?sslmode=on"
+    assert "SANIC_DB_READ_URL: sslmode" in refused(read_url=url)
+    assert "SANIC_REPORTS_URL: sslmode" in refused("SANIC_REPORTS_", url=url)
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert "DATABASE_URL: sslmode" in refused()
 
 
 @pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey"])
-@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mysql+asyncmy"])
-async def test_a_file_that_is_missing_is_named(scheme: str, name: str) -> None:
+@pytest.mark.parametrize("scheme", MYSQL + POSTGRESQL)
+def test_a_file_that_is_missing_is_named(scheme: str, name: str) -> None:
     """At once: nothing that comes up would bring it."""
-    async with database(f"{scheme}://u@localhost/d?sslmode=verify-full&{name}=/none.pem") as db:
-        with pytest.raises(ConfigurationError, match=f"{name}: .*/none.pem"):
-            await db.ping()
+    told = refused(url=f"{scheme}://u@localhost/d?sslmode=verify-full&{name}=/none.pem")
+    assert re.search(f"SANIC_DB_URL: {name}: .*/none.pem", told)
 
 
 @pytest.mark.parametrize("names", [("sslrootcert",), ("sslcert", "sslkey")])
-async def test_a_file_that_is_no_certificate_is_refused(
-    names: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_certificate_is_refused(names: tuple[str, ...], tmp_path: Path) -> None:
     """With the parameters that it may stand for."""
     file = tmp_path / "notes.txt"
     file.write_text("no certificate")
     query = "&".join(f"{name}={file}" for name in names)
-    async with database(f"mysql+asyncmy://u@localhost/d?sslmode=require&{query}") as db:
-        with pytest.raises(ConfigurationError, match="the file cannot be used"):
-            await db.ping()
+    told = refused(url=f"mysql+asyncmy://u@localhost/d?sslmode=require&{query}")
+    assert "SANIC_DB_URL: sslrootcert, sslcert or sslkey: the file cannot be used" in told
 
 
-async def test_the_system_is_only_believed_with_the_name() -> None:
+@pytest.mark.parametrize("scheme", POSTGRESQL)
+def test_the_system_is_only_believed_with_the_name(scheme: str) -> None:
     """As libpq has it: anybody can have a certificate of a public authority."""
-    url = "postgresql+asyncpg://u@localhost/d?sslmode=require&sslrootcert=system"
-    async with database(url) as db:
-        with pytest.raises(ConfigurationError, match="verify-full"):
-            await db.ping()
+    told = refused(url=f"{scheme}://u@localhost/d?sslmode=require&sslrootcert=system")
+    assert "SANIC_DB_URL: sslrootcert=system needs sslmode=verify-full" in told

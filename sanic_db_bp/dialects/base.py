@@ -94,6 +94,13 @@ class Backend:
             entry="blocking-driver",
         )
 
+    def check(self, url: URL) -> None:
+        """Look whether what a URL asks for can be carried out.
+
+        Raises:
+            ConfigurationError: it cannot; without the URL's values, which may be secret.
+        """
+
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
     ) -> tuple[URL, dict[str, Any]]:

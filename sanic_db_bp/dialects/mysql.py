@@ -45,6 +45,9 @@ class MySQL(Backend):
     _DEADLOCK, _LOCK_WAIT_TIMEOUT, _RECORD_HAS_CHANGED = 1213, 1205, 1020
     _LOCK_TABLE_FULL = 1206
 
+    def check(self, url: URL) -> None:
+        tls_context(split_tls(url.query)[0])
+
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
     ) -> tuple[URL, dict[str, Any]]:

@@ -6,7 +6,6 @@ import re
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
@@ -62,6 +61,8 @@ class PostgreSQL(Backend):
         )
         """
 
+    _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
     _TLS = frozenset(
         {
             "sslmode",
@@ -88,6 +89,20 @@ class PostgreSQL(Backend):
             "tcp_user_timeout",
         }
     )
+
+    def check(self, url: URL) -> None:
+        tls = {name: str(last_value(url.query[name])) for name in self._TLS & url.query.keys()}
+        mode = tls.get("sslmode", "verify-full")
+        if mode not in self._MODES:
+            raise ConfigurationError(
+                f"sslmode is none of those that are possible here: {', '.join(self._MODES)}",
+                entry="tls",
+            )
+        if mode != "disable":
+            check_files(tls)
+        if tls.get("sslrootcert") == SYSTEM and mode != "verify-full":
+            # libpq refuses it, and asyncpg takes it for the name of a file.
+            raise ConfigurationError("sslrootcert=system needs sslmode=verify-full", entry="tls")
 
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
@@ -125,10 +140,8 @@ class PostgreSQL(Backend):
             parameters = {**dict(asked_for), **parameters}
         tls = {name: last_value(query.pop(name)) for name in sorted(self._TLS & query.keys())}
         if tls.get("sslrootcert") == SYSTEM:
-            arguments["ssl"] = self._trusting_the_system(tls)
+            arguments["ssl"] = tls_context(tls)
         elif tls:
-            if tls.get("sslmode") != "disable":
-                check_files(tls)
             # asyncpg reads libpq's own names from a DSN, with libpq's meaning.
             arguments["dsn"] = URL.create("postgresql", query=tls).render_as_string()
         if parameters:
@@ -136,12 +149,6 @@ class PostgreSQL(Backend):
         if settings.pgbouncer:
             arguments["statement_cache_size"] = 0
         return url.set(query=query), arguments
-
-    def _trusting_the_system(self, tls: dict[str, Any]) -> SSLContext | None:
-        # asyncpg takes it for the name of a file.
-        if tls.get("sslmode", "verify-full") != "verify-full":
-            raise ConfigurationError("sslrootcert=system needs sslmode=verify-full", entry="tls")
-        return tls_context(tls)
 
     def _psycopg(
         self, url: URL, parameters: dict[str, str], settings: DatabaseSettings

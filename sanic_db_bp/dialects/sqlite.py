@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from contextlib import suppress
 from contextvars import Context
@@ -55,6 +56,7 @@ class SQLite(Backend):
             execute_each(dbapi_connection, pragmas)
 
         dialect: Any = engine.dialect
+        _name_the_file(dialect, str(engine.url.database))
         # A close that is cut off is begun again, behind the end of its thread: it would never end.
         dialect.do_terminate = uncancelled(dialect.do_terminate, within=CLOSE_WITHIN)
 
@@ -87,6 +89,30 @@ class SQLite(Backend):
         # by itself.
         execute_each(raw, ["BEGIN"])
         return True
+
+
+def _name_the_file(dialect: Any, file: str) -> None:
+    """Have a failure to open the file say which one it is, and what is wrong with it."""
+    connect = dialect.connect
+
+    def connect_or_tell(*args: Any, **arguments: Any) -> Any:
+        try:
+            return connect(*args, **arguments)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN or file.startswith("file:"):
+                raise
+            path = os.path.abspath(file)
+            folder = os.path.dirname(path)
+            cause = "it, or its folder, may not be used by this user. Give it the rights"
+            if not os.path.isdir(folder):
+                cause = f"there is no folder '{folder}'. Create it"
+            elif os.path.isdir(path):
+                cause = "it is a folder. Add the name of a file"
+            raise sqlite3.OperationalError(
+                f"'{path}' cannot be opened: {cause}, or let the URL name another file"
+            ) from error
+
+    dialect.connect = connect_or_tell
 
 
 def _end_at_once(connection: Any) -> None:

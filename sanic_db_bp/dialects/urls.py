@@ -54,7 +54,10 @@ def parse_url(value: str | URL) -> URL:
         raise ConfigurationError(
             "connect_timeout is not a number of seconds", entry="not-a-database-url"
         )
-    return backend_of(url).resolve(url)
+    backend = backend_of(url)
+    resolved = backend.resolve(url)
+    backend.check(resolved)
+    return resolved
 
 
 def _with_credentials_in_place(url: URL) -> URL:
