@@ -43,6 +43,8 @@ T = TypeVar("T")
 LARGEST = 2**63 - 1
 """What a database can count to."""
 
+_DIRECTIONS = (operators.asc_op, operators.desc_op)
+
 LONGEST_NUMBER = 65
 """Digits, the most that MariaDB can store."""
 
@@ -122,8 +124,9 @@ def offset_page(
     _check_size(size, maximum)
     if number < 1 or number * size > LARGEST:
         raise BadRequest("There is no such page.")
-    ordered = statement.order_by(*_primary_key(statement))
-    page = ordered.limit(size).offset(literal((number - 1) * size, BigInteger()))
+    given = [_split(clause)[0] for clause in statement._order_by_clauses]
+    more = [key for key in _primary_key(statement) if not any(key.compare(each) for each in given)]
+    page = statement.order_by(*more).limit(size).offset(literal((number - 1) * size, BigInteger()))
     count = select(func.count()).select_from(statement.order_by(None).subquery())
 
     def load(plain: Session) -> OffsetPage[Any]:
@@ -252,16 +255,7 @@ def _keys(statement: Select[Any], order_by: Sequence[Any]) -> list[_Key]:
 
 
 def _key(expression: Any) -> _Key:
-    element: ColumnElement[Any] = expression
-    if hasattr(expression, "__clause_element__"):
-        element = expression.__clause_element__()
-    descending = False
-    if isinstance(element, UnaryExpression) and element.modifier in (
-        operators.desc_op,
-        operators.asc_op,
-    ):
-        descending = element.modifier is operators.desc_op
-        element = element.element
+    element, descending = _split(expression)
     if getattr(element, "nullable", False):
         raise ConfigurationError(
             f"'{element}' may be NULL, which has no place in an order that every database agrees "
@@ -273,6 +267,16 @@ def _key(expression: Any) -> _Key:
             f"'{element}' is of a type that a cursor cannot hold.", entry="pages"
         )
     return _Key(element, descending)
+
+
+def _split(expression: Any) -> tuple[ColumnElement[Any], bool]:
+    """Return what an order goes by, and whether it descends."""
+    element: ColumnElement[Any] = expression
+    if hasattr(expression, "__clause_element__"):
+        element = expression.__clause_element__()
+    if not isinstance(element, UnaryExpression) or element.modifier not in _DIRECTIONS:
+        return element, False
+    return element.element, element.modifier is operators.desc_op
 
 
 def _type_in_python(column: ColumnElement[Any]) -> type | None:

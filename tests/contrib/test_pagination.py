@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,7 +13,18 @@ import pytest
 from sanic import HTTPResponse, Request
 from sanic import json as as_json
 from sanic.exceptions import BadRequest
-from sqlalchemy import DateTime, Double, LargeBinary, Numeric, String, Uuid, func, select, text
+from sqlalchemy import (
+    DateTime,
+    Double,
+    LargeBinary,
+    Numeric,
+    String,
+    Uuid,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -134,6 +146,32 @@ async def test_a_page_may_be_filtered_and_plain(db: Database) -> None:
         assert (numbered.items, numbered.total) == (["title 0", "title 1"], 3)
 
     await db.run_sync(load)
+
+
+@pytest.mark.parametrize(
+    ("order", "written"),
+    [
+        ((Book.id.desc(),), "id DESC"),
+        ((Book.id,), "id"),
+        ((Book.title, Book.id.asc()), "title, id ASC"),
+        ((Book.title.desc(),), "title DESC, id"),
+        ((), "id"),
+    ],
+)
+async def test_no_column_is_ordered_by_twice(
+    db: Database, order: tuple[Any, ...], written: str
+) -> None:
+    """The primary key comes last only where the order does not have it."""
+    statements = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement.replace("book.", ""))
+
+    async with db.read_session() as session:
+        event.listen(db.read_engine.sync_engine, "before_cursor_execute", note)
+        await offset_page(session, select(Book).order_by(*order), size=3)
+    (order_by,) = re.findall(r"ORDER BY (.+?)\s+LIMIT", statements[0])
+    assert order_by == written
 
 
 async def test_numbered_pages_know_how_many_there_are(db: Database) -> None:
