@@ -36,6 +36,9 @@ from .passwords import RotatingPassword
 
 DEFAULT_PREFIX = "SANIC_DB_"
 
+HIDDEN = "**********"
+"""Stands for a value that may be a secret, as pydantic writes it."""
+
 LONGEST = 2_000_000
 """Seconds: a bit less than what the strictest of the servers takes for a timeout."""
 
@@ -68,6 +71,11 @@ def _masked(url: URL) -> str:
     return str(url)
 
 
+def _without_values(options: dict[str, Any]) -> dict[str, str]:
+    # Nobody knows which of them are secret.
+    return dict.fromkeys(options, HIDDEN)
+
+
 DatabaseURL = Annotated[
     URL,
     BeforeValidator(_parsed_url),
@@ -77,9 +85,15 @@ DatabaseURL = Annotated[
 Password = Annotated[
     SecretStr | RotatingPassword,
     BeforeValidator(_rotating),
+    PlainSerializer(lambda password: HIDDEN, return_type=str, when_used="json-unless-none"),
     WithJsonSchema({"type": "string", "format": "password", "writeOnly": True}),
 ]
-Options = Annotated[dict[str, Any], NoDecode, BeforeValidator(_parsed_mapping)]
+Options = Annotated[
+    dict[str, Any],
+    NoDecode,
+    BeforeValidator(_parsed_mapping),
+    PlainSerializer(_without_values, return_type=dict[str, str]),
+]
 
 
 class DatabaseSettings(BaseSettings):

@@ -538,6 +538,8 @@ def test_an_isolation_level_that_the_database_does_not_know_is_refused(
         {"connect_args": {"password": SECRET}},
         {"connect_args": json.dumps({"password": SECRET})},
         {"engine_options": {"connect_args": {"password": SECRET}}},
+        {"url": "postgresql://u@h/d", "read_url": f"postgresql://u:{SECRET}@h/d"},
+        {"url": "postgresql://u@h/d", "password": lambda: SECRET},
     ],
 )
 def test_no_secret_is_shown(values: dict[str, Any]) -> None:
@@ -546,7 +548,23 @@ def test_no_secret_is_shown(values: dict[str, Any]) -> None:
     database = Database(loaded)
     shown = f"{loaded!r} {loaded!s} {database!r} {database.url!s} {database.url!r}"
     assert SECRET not in shown
-    assert SECRET not in repr(loaded.model_dump(mode="json", include={"url", "password"}))
+    assert SECRET not in repr(loaded.model_dump()) + repr(loaded.model_dump(mode="json"))
+    assert SECRET not in loaded.model_dump_json()
+
+
+def test_what_is_dumped_tells_which_options_there_are() -> None:
+    """By their names alone; also those that JSON has no form for, and a password's function."""
+    loaded = DatabaseSettings(
+        password=lambda: SECRET,
+        connect_args={"ssl": object(), "passfile": SECRET},
+        engine_options={"echo_pool": True},
+    )
+    dumped = json.loads(loaded.model_dump_json())
+    hidden = "**********"
+    assert dumped["password"] == hidden
+    assert dumped["connect_args"] == {"ssl": hidden, "passfile": hidden}
+    assert dumped["engine_options"] == {"echo_pool": hidden}
+    assert SECRET not in str(loaded.model_dump())
 
 
 def test_credentials_among_the_parameters_are_used() -> None:
