@@ -21,7 +21,7 @@ from tests.contrib.migrated import (
     with_migrations,
     write,
 )
-from tests.databases import on_servers
+from tests.databases import on, on_servers
 from tests.shop import Base, Observer, Shop
 
 SECRET = "s3cr3t-pass"
@@ -47,6 +47,22 @@ def test_the_commands_run_in_processes_of_their_own(tmp_path: Path, database_url
     assert "create_index(" in output
     assert "Traceback" not in output
     assert "Uncaught" not in output
+
+
+@on("mariadb", every_driver=True)
+async def test_the_drivers_of_mariadb_have_nothing_to_add(
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of Alembic's own table they would tell that the name of its key is not used."""
+    app = with_migrations(make_app(database_url), tmp_path)
+    await run(app, "db-init")
+    await run(app, "db-revision", message="create the shop")
+    await run(app, "db-upgrade")
+    assert caplog.messages == []
+    if "asyncmy" in database_url:
+        await write(app, tmp_path, "op.execute(\"SELECT CAST('x' AS INTEGER)\")")
+        await run(app, "db-upgrade")
+        assert caplog.messages == ["Truncated incorrect INTEGER value: 'x'"]
 
 
 def changed_tables() -> MetaData:

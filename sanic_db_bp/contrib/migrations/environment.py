@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,6 +82,21 @@ def turn_off_foreign_keys(dbapi_connection: DBAPIConnection, _record: object) ->
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
     cursor.close()
+
+
+@contextmanager
+def without_note_of_the_key() -> Iterator[None]:
+    """Keep asyncmy from telling that MariaDB gives no name to the key of Alembic's own table."""
+
+    def is_told(record: logging.LogRecord) -> bool:
+        return not record.getMessage().endswith("_pkc' ignored for PRIMARY key.")
+
+    logger = logging.getLogger("asyncmy")
+    logger.addFilter(is_told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_told)
 
 
 def heads_of(connection: Connection, options: Options) -> Sequence[str]:

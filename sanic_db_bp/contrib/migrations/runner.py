@@ -23,7 +23,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ...database import Database
 from ...dialects import is_memory
 from ...engine import make_engine
-from .environment import Options, configure_options, heads_of, make_config, turn_off_foreign_keys
+from .environment import (
+    Options,
+    configure_options,
+    heads_of,
+    make_config,
+    turn_off_foreign_keys,
+    without_note_of_the_key,
+)
 from .errors import MigrationFailed, explained
 from .lock import migration_lock
 
@@ -182,7 +189,8 @@ class Migrations:
             else nullcontext(),
             engine.connect() as connection,
         ):
-            return await connection.run_sync(self._call, run, quiet)
+            with without_note_of_the_key():
+                return await connection.run_sync(self._call, run, quiet)
 
     def _call(self, connection: Connection, run: Callable[[Config], T], quiet: bool) -> T:
         configure = configure_options(connection, self.options)
