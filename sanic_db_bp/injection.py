@@ -34,7 +34,8 @@ ANONYMOUS = {Session, AsyncSession, ReadSession, AsyncReadSession}
 """The classes that do not tell which database is meant: they stand for the default one."""
 
 OURS, BRIDGED = "__sanic_db_bp__", "__sanic_db_bp_bridged__"
-"""The marks of constructors that this package has registered, and that it runs in the bridge."""
+"""The marks of constructors that this package has registered, and that it runs in the bridge; the
+latter is the original."""
 
 
 class Injectables:
@@ -194,7 +195,7 @@ def _bridged_constructor(function: Callable[..., Any]) -> Callable[..., Any]:
 
     construct.__name__ = getattr(function, "__name__", repr(function))
     construct.__annotations__ = hints_of(function)
-    setattr(construct, BRIDGED, True)
+    setattr(construct, BRIDGED, function)
     return construct
 
 
@@ -287,6 +288,25 @@ class _Planner:
                 left += [without_none(annotation) for annotation in behind.values()]
         return found
 
+    def kept_session(self, annotation: Any) -> type | None:
+        """Return the session that an argument is, or keeps.
+
+        A function that makes a dependency may use its session and let it go; a class that takes
+        one keeps it.
+        """
+        left, seen = [without_none(annotation)], set()
+        while left:
+            current = left.pop()
+            if current in self.injectables.sessions:
+                return cast(type, current)
+            if current in self.registry and current not in seen:
+                seen.add(current)
+                constructor: Any = self.registry[current].func
+                constructor = getattr(constructor, BRIDGED, constructor)
+                if isclass(constructor):
+                    left += [without_none(each) for each in hints_of(constructor).values()]
+        return None
+
 
 def _is_session_or_database(wanted: Any) -> bool:
     return isclass(wanted) and issubclass(wanted, (Session, AsyncSession, Database))
@@ -326,12 +346,14 @@ def _wrap_websocket(route: Route, planner: _Planner) -> None:
     inner = _original(partial.args[0])
     plan = planner.plan(inner, route.name)
     for parameter, annotation in hints_of(inner).items():
-        if without_none(annotation) in planner.injectables.sessions:
+        if session := planner.kept_session(annotation):
+            wanted = without_none(annotation)
+            kept = "" if wanted is session else f", and with it for '{session.__name__}'"
+            told = f"'{parameter}: {wanted.__name__}'{kept}"
             raise ConfigurationError(
-                f"The websocket handler '{route.name}' asks for '{parameter}: "
-                f"{without_none(annotation).__name__}', which would hold a transaction for as "
-                "long as the socket is open. Ask for 'db: Database' and open 'async with "
-                "db.session() as session' for each message.",
+                f"The websocket handler '{route.name}' asks for {told}, "
+                "which would hold a transaction for as long as the socket is open. Ask for "
+                "'db: Database' and open 'async with db.session() as session' for each message.",
                 entry="session-of-a-websocket",
             )
     wrapped = wrap_websocket(inner, plan)

@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 from sanic import HTTPResponse, Request, Websocket
 from sanic.views import HTTPMethodView
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from websockets.asyncio.client import connect
 
-from sanic_db_bp import AsyncReadSession, ConfigurationError, ReadSession, transactional
+from sanic_db_bp import (
+    AsyncReadSession,
+    ConfigurationError,
+    ReadSession,
+    SessionFinished,
+    transactional,
+)
 from tests.injection.helpers import App, Handler
 from tests.serving import serving
 
@@ -132,6 +140,59 @@ async def test_a_session_in_a_websocket_handler_is_refused_at_start(app: App, wa
     message = await error_at_start(app)
     assert "websocket handler 'app.chat'" in message
     assert "db.session()" in message
+
+
+class Notes:
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+
+class Board:
+    def __init__(self, notes: Notes, board: "Board | None" = None) -> None:
+        self.notes = notes
+
+
+async def make_board(notes: Notes) -> Board:
+    return Board(notes)
+
+
+@pytest.mark.parametrize("wanted", [Notes, Board])
+async def test_what_keeps_a_session_is_refused_in_a_websocket_handler(
+    app: App, wanted: type
+) -> None:
+    """A class that takes one, or another that does; the error names both, at each start."""
+    app.ext.add_dependency(Notes)
+    app.ext.add_dependency(Board)
+
+    async def chat(request: Request, ws: Websocket, notes: Any) -> None:
+        raise AssertionError("not reached")
+
+    chat.__annotations__["notes"] = wanted
+    app.add_websocket_route(chat, "/chat")
+    for _ in range(2):
+        message = await error_at_start(app)
+        assert f"'app.chat' asks for 'notes: {wanted.__name__}', and with it for" in message
+        assert "for 'AsyncSession', which would hold" in message
+        assert "db.session()" in message
+
+
+async def test_what_a_function_makes_with_a_session_is_let_into_a_websocket_handler(
+    app: App,
+) -> None:
+    """It may have let the session go; if not, the session says on use that it is finished."""
+    app.ext.add_dependency(Notes)
+    app.ext.add_dependency(Board, make_board)
+
+    async def chat(request: Request, ws: Websocket, board: Board) -> None:
+        with pytest.raises(SessionFinished, match="a websocket message"):
+            await board.notes.session.execute(text("SELECT 1"))
+        await ws.send("refused")
+
+    app.add_websocket_route(chat, "/chat")
+    async with serving(app) as client:
+        url = str(client.base_url).replace("http", "ws").rstrip("/")
+        async with connect(f"{url}/chat", proxy=None) as socket:
+            assert await socket.recv() == "refused"
 
 
 UNRESOLVED_MODULE = """
