@@ -154,10 +154,27 @@ def install(app: Sanic[Any, Any]) -> None:
     handle_errors_after_rollback(app)
     planner = _Planner(injectables, registry or {})
     for route in app.router.routes:
-        if route.extra.websocket:
-            _wrap_websocket(route, planner)
-        else:
-            _wrap_route(route, planner)
+        _wrap_any(route, planner)
+    _wrap_later_routes(app, planner)
+
+
+def _wrap_any(route: Route, planner: _Planner) -> None:
+    (_wrap_websocket if route.extra.websocket else _wrap_route)(route, planner)
+
+
+def _wrap_later_routes(app: Sanic[Any, Any], planner: _Planner) -> None:
+    """See to the routes that ``app.amend()`` adds, with which the router is finalized again."""
+    router: Any = app.router
+    finalize = type(router).finalize
+
+    def finalize_and_wrap(*args: Any, **kwargs: Any) -> None:
+        finalize(router, *args, **kwargs)
+        for route in router.routes:
+            handler = route.handler.args[0] if route.extra.websocket else route.handler
+            if not hasattr(handler, PLANS):
+                _wrap_any(route, planner)
+
+    router.finalize = finalize_and_wrap
 
 
 def _register(

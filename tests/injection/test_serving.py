@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import Database
+from sanic_db_bp import ConfigurationError, Database
 from tests.injection.helpers import App, Note, Sink, make_sink, notes_of
 from tests.serving import serving
 
@@ -97,6 +97,48 @@ async def test_an_app_may_be_served_again(app: App) -> None:
             assert handler.__wrapped__.__name__ == "handler"
             assert not hasattr(handler.__wrapped__, "__wrapped__")
     assert calls == ["x", "x", "x"]
+
+
+async def test_routes_that_are_added_later_are_as_the_others(
+    app: App, websocket: Callable[[httpx.AsyncClient, str], Any]
+) -> None:
+    """Injected and committed, or refused; those that were there are wrapped once."""
+    calls = add_counting_handlers(app)
+    # sanic-ext's part for it fails on routes that it has not seen at the start.
+    app.config.CORS = False
+
+    async def recipe(request: Request, value: str) -> HTTPResponse:
+        request.ctx.session.add(Note(text=value))
+        await request.ctx.session.flush()
+        return json("stored")
+
+    async def plain(request: Request, value: str, session: Session, sink: Sink) -> HTTPResponse:
+        session.add(Note(text=f"{sink.text}-{value}"))
+        return json("stored")
+
+    async def wrong(request: Request, ws: Websocket, session: Session) -> None:
+        raise AssertionError("not reached")
+
+    async def socket(request: Request, ws: Websocket, db: Database) -> None:
+        async with db.read_session() as session:
+            await ws.send(str(await session.scalar(select(func.count()).select_from(Note))))
+
+    async with serving(app) as client:
+        with app.amend():
+            app.add_route(recipe, "/recipe/<value>", methods=["POST"])
+            app.add_route(plain, "/plain/<value>", methods=["POST"])
+            app.add_websocket_route(socket, "/later")
+        assert (await client.post("/plain/a")).json() == "stored"
+        assert (await client.post("/recipe/b")).json() == "stored"
+        assert await notes_of(app) == ["plain", "plain-a", "b"]
+        assert (await client.post("/c")).json() == 4
+        assert calls == ["c"]
+        found: Any = app.router.find_route_by_view_name("handler")
+        assert not hasattr(found.handler.__wrapped__, "__wrapped__")
+        async with websocket(client, "/later") as connection:
+            assert await connection.recv() == "4"
+        with pytest.raises(ConfigurationError, match=r"'app\.wrong' asks for"), app.amend():
+            app.add_websocket_route(wrong, "/wrong")
 
 
 def test_sanic_testings_client_restarts_the_server(app: App) -> None:
