@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
+from tests.manager import tell_when_it_may_stop
+
 MODULES = (
     "aiomysql",
     "asyncmy",
@@ -188,6 +190,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         import_module(name)
+    tell_when_it_may_stop()
     # What is never collected is not copied.
     gc.collect()
     gc.freeze()

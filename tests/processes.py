@@ -16,6 +16,7 @@ import httpx
 
 import sanic_db_bp
 from tests.forkserver import ForkedProcess
+from tests.manager import MAY_STOP
 
 PATIENCE = 30.0
 """Seconds that a process may take on a busy machine."""
@@ -56,7 +57,7 @@ class Process:
 
     def _start_cold(self, command: list[str], output: BinaryIO) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", "tests.manager", *command],
             cwd=self.folder,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
@@ -122,8 +123,8 @@ class Process:
 
     def stop(self) -> int:
         """Ask the server to stop; returns its exit code."""
-        # Sanic's manager misses the end of its workers if it comes while it still starts.
-        time.sleep(1)
+        if self.command[0] == "sanic" and "--single-process" not in self.command:
+            self.wait_for(MAY_STOP)
         self._process.terminate()
         return self.wait_for_end()
 

@@ -17,6 +17,7 @@ import httpx
 
 from tests.faults.databases import SECRET, Target
 from tests.forkserver import ForkedProcess
+from tests.manager import MAY_STOP
 from tests.servers import HOST, free_port
 from tests.shop import eventually
 
@@ -36,11 +37,12 @@ COMMANDS: dict[Way, tuple[str, ...]] = {
     "workers": ("sanic", "--workers=2", "--no-access-logs"),
     "asgi": ("uvicorn", "--no-access-log", "--timeout-graceful-shutdown=2"),
 }
-READY: dict[Way, tuple[str, int]] = {
-    "native": ("ready to serve", 1),
-    "workers": ("ready to serve", 2),
-    "asgi": ("Uvicorn running", 1),
+READY: dict[Way, dict[str, int]] = {
+    "native": {"ready to serve": 1},
+    "workers": {"ready to serve": 2, MAY_STOP: 1},
+    "asgi": {"Uvicorn running": 1},
 }
+"""What is logged by then, and how often."""
 
 NEVER = (
     SECRET,
@@ -223,7 +225,8 @@ async def served(
     }
     server = AppServer(way, app, values)
     try:
-        await server.wait_for(READY[way][0], count=READY[way][1])
+        for text, count in READY[way].items():
+            await server.wait_for(text, count=count)
         yield server
         if server.process.poll() is None:
             server.terminate()

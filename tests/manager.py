@@ -1,0 +1,37 @@
+"""Sanic's manager of workers says when it may be asked to stop.
+
+A signal that it gets while it still waits for its workers makes it wait for ever:
+https://github.com/sanic-org/sanic/issues/2997. ``python -m tests.manager MODULE ...`` is
+``python -m MODULE ...`` with a manager that tells when that is over.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from sanic.worker.manager import WorkerManager
+
+MAY_STOP = "the manager may be stopped"
+
+
+def tell_when_it_may_stop() -> None:
+    """Have the manager of this process, or of one that is forked from it, print that it may."""
+    wait_for_workers: Callable[[WorkerManager], None] = WorkerManager.wait_for_ack
+
+    @wraps(wait_for_workers)
+    def wait_and_tell(manager: WorkerManager) -> None:
+        wait_for_workers(manager)
+        # In one piece, as the workers write to the same file.
+        sys.stdout.write(f"{MAY_STOP}\n")
+        sys.stdout.flush()
+
+    WorkerManager.wait_for_ack = wait_and_tell  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    tell_when_it_may_stop()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
