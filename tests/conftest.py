@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 from sanic import Sanic
+from sanic.config import Config
 from sanic.router import Router
 from sanic.touchup.service import TouchUp
 from sanic_ext.extensions.openapi.builders import OperationStore, SpecificationBuilder
@@ -98,6 +99,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture(autouse=True)
 def sanic_stays_itself(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test leaves on the classes ends with it: its apps and sanic-testing's ``__call__``."""
+    # Sanic's own filter, of which each config makes one, comes before those of pytest.
+    monkeypatch.setattr(Config, "_configure_warnings", lambda _: None)
     # An app may have no routes, and be served again.
     monkeypatch.setattr(Sanic, "test_mode", True)
     monkeypatch.setattr(Sanic, "_app_registry", {})

@@ -75,6 +75,7 @@ def app_of(database_url: str, **options: Any) -> Shop:
     return app
 
 
+JSON = {"content-type": "application/json"}
 BROKEN = [
     ("INSERT INTO owner (id, name, age) VALUES (2, 'Ada', 0)", 409),
     ("INSERT INTO owner (id, name, age) VALUES (1, 'Bob', 0)", 409),
@@ -123,7 +124,8 @@ async def test_a_value_that_cannot_be_sent_is_the_fault_of_the_request(
         return empty()
 
     async with serving(app) as client:
-        assert (await client.post("/owners", content=body)).status_code == 400
+        answer = await client.post("/owners", content=body, headers=JSON)
+        assert answer.status_code == 400
 
 
 async def test_an_error_of_the_code_is_not_blamed_on_the_request(database_url: str) -> None:
