@@ -1,8 +1,9 @@
 """Websockets, and apps that are served in other ways or more than once."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import httpx
@@ -156,7 +157,11 @@ def test_sanic_testings_reusable_client_works(app: App) -> None:
     add_counting_handlers(app)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
-    with ReusableClient(app, host="127.0.0.1", port=port) as client:
+    # The loop that it makes by itself it never closes.
+    with (
+        closing(asyncio.new_event_loop()) as loop,
+        ReusableClient(app, host="127.0.0.1", port=port, loop=loop) as client,
+    ):
         for number in (1, 2):
             _, response = client.post("/x")
             assert (response.status, response.json) == (200, number)
