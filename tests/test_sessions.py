@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import ForeignKey, String, event, func, insert, select, text
+from sqlalchemy import ForeignKey, String, TextClause, event, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
@@ -68,6 +68,9 @@ class ShopSession(Session):
 
     def count(self) -> int:
         return self.scalars(COUNT).one()
+
+    def execute_by_super(self, statement: TextClause) -> object:
+        return super().execute(statement).scalar()
 
 
 class ShopAsyncSession(AsyncSession):
@@ -147,6 +150,22 @@ async def test_methods_of_a_users_class_work(unit: UnitOfWork) -> None:
     assert await run_in_bridge(session.count) == 1
     with pytest.raises(SessionOutsideBridge):
         session.count()
+
+
+async def test_methods_of_a_users_class_may_call_super(
+    database: Database, unit: UnitOfWork
+) -> None:
+    """That does not go past the guards: others are refused meanwhile."""
+    session = unit.session
+    assert isinstance(session, ShopSession)
+    using = asyncio.ensure_future(
+        run_in_bridge(session.execute_by_super, sleep_for(database, 0.05))
+    )
+    await asyncio.sleep(0)
+    with pytest.raises(ConcurrentSessionUse):
+        await unit.async_session.execute(ONE)
+    await using
+    assert await run_in_bridge(session.execute_by_super, ONE) == 1
 
 
 @on_all

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -25,7 +25,7 @@ from sanic_db_bp import (
     current_session,
     on_commit,
 )
-from sanic_db_bp.bridge import bridged, run_in_bridge
+from sanic_db_bp.bridge import await_only, bridged, run_in_bridge, uninterrupted
 from sanic_db_bp.unit_of_work import UnitOfWork
 from tests.databases import on, on_postgresql, on_sqlite
 from tests.slow_sql import all_are_free, make_slow_commit, sleep_for, teach_to_sleep
@@ -642,7 +642,41 @@ async def test_a_cancellation_while_waiting_for_a_task_cuts_the_connection(
         await task
     assert await all_are_free(database)
     assert await count(database) == 0
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.wait(tasks)
+    assert tasks[0].cancelled(), "its statement was not asked to end"
+
+
+async def test_a_rollback_that_fails_cuts_the_connection(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it fails at, such as a listener: nothing is held, and the first error counts."""
+
+    def fail(_: object) -> None:
+        raise LookupError("not now")
+
+    async def work() -> None:
+        async with database.block() as unit:
+            await use(unit)
+            event.listen(database.engine.sync_engine, "rollback", fail)
+            raise asyncio.QueueFull
+
+    with pytest.raises(asyncio.QueueFull):
+        await work()
+    event.remove(database.engine.sync_engine, "rollback", fail)
+    assert in_use(database) == 0
+    assert await count(database) == 0
+    assert caplog.messages == ["shop: ROLLBACK failed, the connection was cut: not now"]
+
+
+async def test_a_connection_that_was_cut_stays_closed(database: Database) -> None:
+    """Who has kept it does not get another one out of the pool with it."""
+    unit = database.unit_of_work()
+    connection = await unit.async_session.connection()
+    await run_in_bridge(unit.discard)
+    await connection.rollback()
+    with pytest.raises(ResourceClosedError):
+        await connection.execute(ONE)
+    assert in_use(database) == 0
 
 
 async def test_discard_cuts_the_connections(database: Database) -> None:
@@ -703,6 +737,32 @@ async def test_a_task_that_does_not_let_go_is_cut_off(database: Database) -> Non
     assert await count(database) == 0
     await asyncio.wait(tasks)
     assert tasks[0].cancelled() or tasks[0].exception() is not None
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_task_that_ignores_its_cancellation_is_cut_off(database: Database) -> None:
+    """Such as in a listener of its flush: the unit of work ends, and holds no connection."""
+    let_go = asyncio.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
+    def hold(*_: object) -> None:
+        await_only(uninterrupted(let_go.wait(), within=60))
+
+    async def work() -> None:
+        async with database.block() as unit:
+            await use(unit, 1)
+            event.listen(unit.session, "before_flush", hold)
+            tasks.append(asyncio.ensure_future(use(unit, 2)))
+            await asyncio.sleep(0)
+
+    with pytest.raises(ConcurrentSessionUse):
+        async with asyncio.timeout(5):
+            await work()
+    assert not tasks[0].done()
+    assert in_use(database) == 0
+    let_go.set()
+    await asyncio.wait(tasks)
+    assert await count(database) == 0
 
 
 async def test_the_two_sessions_end_together(database: Database) -> None:
