@@ -46,6 +46,7 @@ class UnitOfWork:
 
     __slots__ = (
         "_callbacks",
+        "_cut",
         "_live",
         "_read",
         "_write",
@@ -74,6 +75,7 @@ class UnitOfWork:
         self.ready: list[Callback] = []
         """What waits for the end of a COMMIT that has been."""
         self._live = False
+        self._cut = False
 
     @property
     def session(self) -> Session:
@@ -126,6 +128,7 @@ class UnitOfWork:
         Raises:
             ConcurrentSessionUse: a task still uses the session; everything was rolled back.
             ReadOnlySession: a read session has changes; everything was rolled back.
+            SessionFinished: the transaction was cut off by :meth:`discard`.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
         if self._live:
@@ -144,6 +147,8 @@ class UnitOfWork:
             except BaseException:
                 self.rollback()
                 raise
+        elif self._cut:
+            raise SessionFinished(self.database.name)
         if self._callbacks:
             self._call_after_commit()
         self._end()
@@ -170,6 +175,7 @@ class UnitOfWork:
     def discard(self) -> None:
         """End the unit of work without a word to the database: its connections are cut."""
         self.finished = True
+        self._cut = self.in_transaction
         for use in (self._write, self._read):
             if use is not None:
                 use.discard()

@@ -713,6 +713,23 @@ async def test_disposal_cuts_off_what_takes_too_long(database: Database) -> None
     assert await count(database) == 0
 
 
+async def test_a_block_that_was_cut_off_does_not_end_well(database: Database) -> None:
+    """Nothing was stored: that is an error, and what waits for the COMMIT is not called."""
+    called: list[str] = []
+
+    async def work() -> None:
+        async with database.session() as session:
+            session.add(Item(name="lamp"))
+            await session.flush()
+            on_commit(lambda: called.append("on_commit"))
+            await database.dispose(within=0)
+
+    with pytest.raises(SessionFinished):
+        await work()
+    assert called == []
+    assert await count(database) == 0
+
+
 @pytest.mark.parametrize("own_server", ["postgresql"], indirect=True)
 async def test_disposal_is_bounded_if_the_server_is_frozen(own_server: Server) -> None:
     """A connection that cannot be closed in order is cut."""

@@ -148,8 +148,6 @@ class Scope:
                     unit.flush()
             wanted = self.plan.transaction.commit
             for unit in self.units.values():
-                if unit.finished:
-                    continue
                 if good and (unit.database.commits_automatically if wanted is None else wanted):
                     unit.commit()
                 else:

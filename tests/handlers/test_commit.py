@@ -83,6 +83,24 @@ async def test_commit_comes_before_the_response_middleware(app: Shop, observer: 
         assert seen == [(["apple"], 0)]
 
 
+async def test_a_transaction_that_was_cut_off_is_no_success(
+    app: Shop, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as by a disposal that waits no longer: the client reads that nothing is stored."""
+
+    @app.post("/")
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="apple"))
+        await session.flush()
+        await app.ctx.db.dispose(within=0)
+        return text("stored")
+
+    async with serving(app) as client:
+        assert (await client.post("/")).status_code == 500
+        assert "COMMIT failed: SessionFinished: This session" in errors(caplog)[0].getMessage()
+        assert observer.names() == []
+
+
 async def test_no_connection_is_held_before_the_first_statement(app: Shop) -> None:
     """A handler that has a session and has not used it holds no connection."""
     held: list[int] = []
