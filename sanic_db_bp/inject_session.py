@@ -133,7 +133,7 @@ async def _unit(
     request = Request._current.get(None)
     if isinstance(request, ScopedRequest) and request.app is app:
         scope = scope_of(request)
-        if scope.task is task and not scope.websocket and scope.goes_on():
+        if request.task is task and scope.goes_on():
             return scope.unit(database)
     return await stack.enter_async_context(database.block(plain=plain))
 

@@ -231,7 +231,6 @@ def _failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:
 
 def _commit_failed(request: ScopedRequest, scope: Scope, error: BaseException) -> None:
     """Let the client see that nothing was stored: by the error, or by a body that has no end."""
-    scope.rollback()
     scope.commit_failed(request, error)
     if not scope.broken or not isinstance(error, Exception):
         raise error

@@ -84,30 +84,24 @@ class Scope:
             unit.finished = True
             return
         request.finish_with_response()
-        if self._guarded is None and request.task is not None:
-            self._guarded = request.task
+        if self._guarded is None:
+            self._guarded = cast("asyncio.Task[Any]", request.task)
             self._guarded.add_done_callback(self._task_ended)
 
     def _task_ended(self, _task: object) -> None:
         for unit in self.open_units:
             unit.database.live_units.roll_back(unit)
 
-    @property
-    def task(self) -> asyncio.Task[Any] | None:
-        """The task that serves the request, as long as it does."""
-        request = self._request()
-        return None if request is None else request.task
-
     def goes_on(self) -> bool:
         """Whether the answer is still to come, as seen from the current task."""
         if self.handling:
             return True
         request = self._request()
-        stream = None if request is None else request.stream
         return (
-            stream is not None
-            and stream.stage is Stage.HANDLER
-            and self.task is asyncio.current_task()
+            request is not None
+            and request.stream is not None
+            and request.stream.stage is Stage.HANDLER
+            and request.task is asyncio.current_task()
         )
 
     def reached(self, plan: Plan) -> None:

@@ -53,7 +53,7 @@ async def test_asgi_commit_failure_reaches_the_client(
 @pytest.mark.parametrize("asks", [True, False])
 @on_postgresql
 async def test_asgi_client_that_leaves_within_the_body(
-    app: Shop, observer: Observer, asks: bool
+    app: Shop, observer: Observer, caplog: pytest.LogCaptureFixture, asks: bool
 ) -> None:
     """A truncated body never leads to a commit, though Sanic runs the handler with it."""
     bodies: list[bytes] = []
@@ -82,6 +82,7 @@ async def test_asgi_client_that_leaves_within_the_body(
             headers={"content-length": "8"},
         )
         assert answer.status != 200
+        assert errors(caplog) == [], "it is no fault of the server"
         assert observer.names() == []
         await settled(app, observer)
         answer = await server.request(

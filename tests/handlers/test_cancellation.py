@@ -11,7 +11,17 @@ from sqlalchemy.orm import Session
 from tests.databases import on_servers
 from tests.proxy import proxied
 from tests.serving import serving
-from tests.shop import Item, Observer, Shop, SlowQuery, eventually, make_app, raw_client, settled
+from tests.shop import (
+    Item,
+    Observer,
+    Shop,
+    SlowQuery,
+    errors,
+    eventually,
+    make_app,
+    raw_client,
+    settled,
+)
 
 
 async def test_a_client_that_leaves_in_a_query(app: Shop, observer: Observer) -> None:
@@ -77,7 +87,7 @@ async def test_a_client_that_leaves_a_plain_session(app: Shop, observer: Observe
 
 
 async def test_a_client_that_leaves_during_the_commit(
-    database_url: str, observer: Observer
+    database_url: str, observer: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A COMMIT runs to its end, and its connection goes back to the pool."""
     async with proxied(database_url) as proxy:
@@ -102,6 +112,7 @@ async def test_a_client_that_leaves_during_the_commit(
             await settled(app, observer)
             assert observer.names() == ["apple"]
             assert app.ctx.db.pool_status()["idle"] == 1
+            assert errors(caplog) == [], "the COMMIT has not failed"
 
 
 @on_servers

@@ -284,6 +284,8 @@ async def test_commit_failure_reaches_the_client(
         assert "COMMIT failed" in line.getMessage()
         assert line.exc_info is None
         assert "\n" not in line.getMessage()
+        if observer.kind == "sqlite":
+            assert line.getMessage().endswith(": IntegrityError: FOREIGN KEY constraint failed")
         for name in ("apple", "pear", "plum"):
             assert (await client.post(f"/{name}")).status_code == 201
         assert observer.names() == ["apple", "pear", "plum"]

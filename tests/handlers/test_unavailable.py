@@ -62,6 +62,26 @@ async def test_an_exhausted_pool_is_answered_with_503(
         await settled(app, observer)
 
 
+@on_postgresql
+async def test_a_pool_that_is_exhausted_at_the_commit(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the first statement is that of the COMMIT, one line tells, too."""
+    app = make_app(database_url, pool_size=1, pool_timeout=0.1)
+
+    @app.post("/")
+    async def add(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="apple"))
+        return text("stored")
+
+    async with serving(app) as client, app.ctx.db.session() as session:
+        await session.scalars(select(Item))
+        response = await client.post("/")
+        assert (response.status_code, response.headers.get("retry-after")) == (503, "1")
+        [line] = errors(caplog)
+        assert "503 for POST /" in line.getMessage()
+
+
 @pytest.fixture
 def secret_url(database_url: str) -> Iterator[str]:
     """The URL of the database with a password."""
