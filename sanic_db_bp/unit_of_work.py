@@ -52,6 +52,7 @@ class UnitOfWork:
         "_write",
         "commits",
         "database",
+        "ending",
         "finished",
         "isolation_level",
         "plain",
@@ -68,6 +69,8 @@ class UnitOfWork:
         self.task: asyncio.Task[Any] | None = None
         """The task of the block that it was opened for."""
         self.finished = False
+        self.ending = False
+        """Whether the COMMIT that ends it is under way: what waits for it comes after the end."""
         self.commits = 0
         self._write: SessionUse | None = None
         self._read: SessionUse | None = None
@@ -132,6 +135,7 @@ class UnitOfWork:
             Exception: whatever the database raises; nothing of the transaction remains.
         """
         if self._live:
+            self.ending = True
             try:
                 write, read = self._write, self._read
                 for use in (write, read):

@@ -376,6 +376,57 @@ async def test_a_task_that_is_first_to_look_after_the_request_is_refused(app: Ap
             proceed.clear()
 
 
+async def test_a_task_is_refused_while_the_next_request_is_handled(app: App) -> None:
+    """On the same connection, which serves one request after the other."""
+    tasks: list[asyncio.Task[None]] = []
+    proceed = asyncio.Event()
+
+    async def later(request: Request) -> None:
+        await proceed.wait()
+        with pytest.raises(SessionFinished):
+            await request.ctx.session.execute(select(1))
+
+    @app.post("/first")
+    async def first(request: Request) -> HTTPResponse:
+        tasks.append(asyncio.create_task(later(request)))
+        return empty()
+
+    @app.post("/second")
+    async def second(request: Request) -> HTTPResponse:
+        proceed.set()
+        await asyncio.wait(tasks)
+        return empty()
+
+    async with serving(app) as client:
+        for path in ("/first", "/second"):
+            assert (await client.post(path)).status_code == 204
+        await tasks[0]
+        assert app.ctx.db.pool_status()["checked_out"] == 0
+
+
+async def test_a_signal_after_the_answer_is_refused(app: App) -> None:
+    """It runs in the request's own task, and the last one that could end a transaction is over."""
+    refused: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    async def look(**_: object) -> None:
+        try:
+            await current_session().execute(select(1))
+        except SessionFinished as error:
+            refused.set_result(error)
+
+    app.add_signal(look, "http.lifecycle.complete")
+
+    @app.post("/")
+    async def handler(request: Request) -> HTTPResponse:
+        return empty()
+
+    async with serving(app) as client:
+        answer = await client.post("/", headers={"connection": "close"})
+        assert answer.status_code == 204
+        await asyncio.wait_for(refused, 5)
+        assert app.ctx.db.pool_status()["checked_out"] == 0
+
+
 @pytest.mark.parametrize("used_before", [True, False])
 async def test_what_signals_do_before_the_first_byte_is_committed(
     app: App, used_before: bool
@@ -916,6 +967,8 @@ async def test_a_request_of_an_app_without_a_database_has_no_current_session() -
     async def handler(request: Request) -> HTTPResponse:
         with pytest.raises(NoCurrentSession):
             current_session()
+        with pytest.raises(NoCurrentSession):
+            current_session(AsyncSession)
         with pytest.raises(AttributeError):
             _ = request.ctx.session
         return empty()
@@ -1002,6 +1055,33 @@ async def test_the_context_has_the_session_of_each_database(two: App) -> None:
         assert (await client.post("/200")).json() == [True] * 5 + [False]
         assert await notes_of(two.ctx.db) == ["db"]
         assert await notes_of(two.ctx.reports) == ["reports"]
+
+
+@pytest.mark.parametrize("wanted", [AsyncSession, ReportsAsyncSession])
+async def test_a_callback_of_on_commit_is_refused_the_session_of_its_request(
+    two: App, caplog: pytest.LogCaptureFixture, wanted: type[AsyncSession]
+) -> None:
+    """Nobody would commit what it does more, also in a database that was not used before."""
+
+    async def write() -> None:
+        current_session(wanted).add(Note(text="callback"))
+        await current_session(wanted).flush()
+
+    @two.post("/")
+    async def handler(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Note(text="handler"))
+        on_commit(write)
+        return empty()
+
+    async with serving(two) as client:
+        assert (await client.post("/")).status_code == 204
+        [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert line.exc_info is not None
+        assert isinstance(line.exc_info[1], SessionFinished)
+        assert await notes_of(two.ctx.db) == ["handler"]
+        assert await notes_of(two.ctx.reports) == []
+        for database in (two.ctx.db, two.ctx.reports):
+            assert database.pool_status()["checked_out"] == 0
 
 
 async def test_blocks_of_several_databases_are_kept_apart(two: App) -> None:

@@ -26,8 +26,10 @@ from sanic_db_bp import (
     ReadSession,
     current_session,
     inject_session,
+    on_commit,
 )
 from tests.serving import serving
+from tests.shop import eventually
 
 App = Sanic[Any, Any]
 
@@ -207,12 +209,13 @@ async def _call(function: Callable[..., Any], value: str) -> Any:
 
 
 async def test_a_call_after_the_answer_has_a_transaction_of_its_own(app: App) -> None:
-    """A signal that comes when the request's transaction is over does not join it."""
+    """A signal that comes when the connection is over joins nothing."""
+    seen: list[int] = []
 
     async def log(**_: object) -> None:
-        await add_async("signal")
+        seen.append(await add_async("signal"))
 
-    app.add_signal(log, "http.lifecycle.response")
+    app.add_signal(log, "http.lifecycle.complete")
 
     @app.post("/used")
     async def used(request: Request, session: AsyncSession) -> HTTPResponse:
@@ -225,9 +228,76 @@ async def test_a_call_after_the_answer_has_a_transaction_of_its_own(app: App) ->
 
     async with serving(app) as client:
         for path in ("/used", "/unused"):
-            assert (await client.post(path)).status_code == 204
+            answer = await client.post(path, headers={"connection": "close"})
+            assert answer.status_code == 204
+            await eventually(lambda: seen)
+            seen.clear()
             assert app.ctx.db.pool_status()["checked_out"] == 0
         assert await notes_of(app.ctx.db) == ["handler", "signal", "signal"]
+
+
+async def test_a_signal_before_the_answer_joins_it(app: App) -> None:
+    """What it does is committed with a good answer, and rolled back with a bad one."""
+
+    async def log(**_: object) -> None:
+        await add_async("signal")
+
+    app.add_signal(log, "http.lifecycle.response")
+
+    @app.post("/<status:int>")
+    async def handler(request: Request, status: int, session: AsyncSession) -> HTTPResponse:
+        session.add(Note(text="handler"))
+        return empty(status)
+
+    async with serving(app) as client:
+        for status in (400, 204):
+            assert (await client.post(f"/{status}")).status_code == status
+            assert app.ctx.db.pool_status()["checked_out"] == 0
+        assert await notes_of(app.ctx.db) == ["handler", "signal"]
+
+
+async def test_a_call_within_a_stream_joins_it(app: App) -> None:
+    """The transaction of a stream goes on when its first bytes are out."""
+
+    @app.post("/")
+    async def handler(request: Request, session: AsyncSession) -> None:
+        response = await request.respond()
+        await response.send("first")
+        await add_async("stream")
+        assert await session.scalar(select(func.count()).select_from(Note)) == 1
+        assert await notes_of(app.ctx.db) == []
+        await response.eof()
+
+    async with serving(app) as client:
+        assert (await client.post("/")).text == "first"
+        assert await notes_of(app.ctx.db) == ["stream"]
+
+
+async def test_a_callback_of_on_commit_has_a_transaction_of_its_own(app: App) -> None:
+    """That of the block or request is over when it runs."""
+
+    @app.post("/injected")
+    async def injected(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Note(text="handler"))
+        on_commit(lambda: add_async("callback"))
+        return empty()
+
+    @app.post("/bare")
+    async def bare(request: Request) -> HTTPResponse:
+        request.ctx.session.add(Note(text="handler"))
+        on_commit(lambda: add_async("callback"))
+        return empty()
+
+    async with serving(app) as client:
+        async with app.ctx.db.session() as session:
+            session.add(Note(text="block"))
+            on_commit(lambda: add_async("callback"))
+        assert await notes_of(app.ctx.db) == ["block", "callback"]
+        for path in ("/injected", "/bare"):
+            assert (await client.post(path)).status_code == 204
+        notes = await notes_of(app.ctx.db)
+        assert notes == ["block", "callback", "handler", "callback", "handler", "callback"]
+        assert app.ctx.db.pool_status()["checked_out"] == 0
 
 
 async def test_nested_functions_share_one_session(app: App) -> None:

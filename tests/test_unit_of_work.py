@@ -483,6 +483,25 @@ async def test_a_callback_may_open_a_session_of_its_own(database: Database) -> N
     assert called == [1]
 
 
+async def test_a_callback_at_the_end_is_refused_the_session(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it would do more in the unit of work, nobody would commit: that is an error."""
+
+    async def write() -> None:
+        current_session(AsyncSession).add(Item(number=2))
+        await current_session(AsyncSession).flush()
+
+    async with database.session() as session:
+        session.add(Item(number=1))
+        on_commit(write)
+    [line] = caplog.records
+    assert line.exc_info is not None
+    assert isinstance(line.exc_info[1], SessionFinished)
+    assert in_use(database) == 0
+    assert await count(database) == 1
+
+
 @on_sqlite
 async def test_a_callback_may_register_another(database: Database) -> None:
     """After an explicit commit it waits for the next one."""

@@ -36,6 +36,7 @@ class Scope:
         "_request",
         "broken",
         "failure",
+        "finishing",
         "handling",
         "plan",
         "units",
@@ -48,6 +49,7 @@ class Scope:
         self._guarded: asyncio.Task[Any] | None = None
         self.units: dict[str, UnitOfWork] = {}
         self.handling: bool = getattr(request, "_handling", False)
+        self.finishing = False
         self.websocket = False
         self.broken = False
         self.failure: BaseException | None = None
@@ -73,7 +75,7 @@ class Scope:
         plan = self.plan
         unit = UnitOfWork(database, isolation_level=plan.transaction.isolation, plain=plan.plain)
         self.units[database.name] = unit
-        if not self.handling:
+        if not self.handling or self.finishing:
             self._see_to(unit)
         return unit
 
@@ -94,6 +96,9 @@ class Scope:
 
     def goes_on(self) -> bool:
         """Whether the answer is still to come, as seen from the current task."""
+        if self.finishing:
+            # A callback of on_commit asks: what it would do more, nobody would commit.
+            return False
         if self.handling:
             return True
         request = self._request()
@@ -132,6 +137,7 @@ class Scope:
         Raises:
             BadRequest: the client left before it had sent the whole body.
         """
+        self.finishing = True
         try:
             request = self._request()
             if good and request is not None and request.truncated:
@@ -141,7 +147,7 @@ class Scope:
                 for unit in self.open_units:
                     unit.flush()
             wanted = self.plan.transaction.commit
-            for unit in self.units.values():
+            for unit in list(self.units.values()):
                 if good and (unit.database.commits_automatically if wanted is None else wanted):
                     unit.commit()
                 else:
@@ -149,6 +155,8 @@ class Scope:
         except BaseException:
             self.rollback()
             raise
+        finally:
+            self.finishing = False
 
     def rollback(self) -> None:
         """End every unit of work with a ROLLBACK; runs in the bridge."""

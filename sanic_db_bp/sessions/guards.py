@@ -102,7 +102,7 @@ def _alone(method: Callable[..., Any], *, forgets: bool, ends: bool = False) -> 
                 use.used_by = None
                 if use.freed is not None:
                     use.leave()
-            if use.unit.ready:
+            if use.unit.ready and not use.unit.ending:
                 use.unit.run_callbacks()
             if held_back:
                 deliver_cancellation()
