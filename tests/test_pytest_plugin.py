@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import inspect, make_url, text
 
+from tests.measured import python_module
 from tests.shop import Observer
-
-pytest_plugins = ["pytester"]
 
 PROJECT = Path(__file__).parent / "plugin_project"
 ROOT = PROJECT.parents[1]
@@ -26,21 +25,28 @@ filterwarnings =
     ignore:.*Your listener 'SanicTestClient._run_request':DeprecationWarning
 """
 
-Run = Callable[..., pytest.RunResult]
+Outcomes = dict[str, int]
+Run = Callable[..., tuple[Outcomes, pytest.LineMatcher]]
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a suite of ``plugin_project`` in a process of its own."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # Each process would rewrite the assertions of all modules anew.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    pytester.makeini(INI)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    (tmp_path / "pytest.ini").write_text(INI)
 
-    def run_suite(name: str, *arguments: str) -> pytest.RunResult:
+    def run_suite(name: str, *arguments: str) -> tuple[Outcomes, pytest.LineMatcher]:
         source = (PROJECT / f"suite_{name}.py").read_text()
-        (pytester.path / f"test_{name}.py").write_text(source)
-        return pytester.runpytest_subprocess("-p", "pytest_sanic_db_bp", *arguments)
+        (tmp_path / f"test_{name}.py").write_text(source)
+        # Not pytester: it forgets the modules that a test has imported, and to import a dialect of
+        # SQLAlchemy once more is a warning.
+        command = python_module("pytest", "-p", "pytest_sanic_db_bp", *arguments)
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        lines = ended.stdout.splitlines()
+        return pytest.RunResult.parse_summary_nouns(lines), pytest.LineMatcher(lines)
 
     return run_suite
 
@@ -50,7 +56,7 @@ def test_tests_that_commit_leave_nothing_behind(
 ) -> None:
     """With every client of sanic-testing, on every database and driver."""
     monkeypatch.setenv("SANIC_DB_URL", database_url)
-    outcomes = run("rollback").parseoutcomes()
+    outcomes, _ = run("rollback")
     assert not outcomes.keys() & {"failed", "errors"}, outcomes
     assert outcomes["passed"] >= 14
     assert tables_of(database_url) == []
@@ -59,10 +65,9 @@ def test_tests_that_commit_leave_nothing_behind(
 def test_failures_say_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many statements, a leak, a wait without an end and an ended transaction."""
     monkeypatch.setenv("SANIC_DB_URL", "sqlite:///shop.db")
-    result = run("failures")
-    outcomes = result.parseoutcomes()
+    outcomes, output = run("failures")
     assert (outcomes["passed"], outcomes["failed"], outcomes["errors"]) == (4, 2, 3)
-    result.stdout.fnmatch_lines_random(
+    output.fnmatch_lines_random(
         [
             "3 statements, and there may be 2:",
             "  1. INSERT INTO item (name) VALUES (?)",
@@ -84,7 +89,7 @@ def test_a_database_for_each_process(
 ) -> None:
     """It is made beside the configured one, and gone at the end."""
     monkeypatch.setenv("SANIC_DB_URL", database_url)
-    assert run("workers", "--numprocesses=2").parseoutcomes()["passed"] == 4
+    assert run("workers", "--numprocesses=2")[0]["passed"] == 4
     assert tables_of(database_url) == []
     if not database_url.startswith("sqlite"):
         assert not any("_pytest_gw" in name for name in databases_beside(database_url))
@@ -95,7 +100,7 @@ def test_one_server_for_all_tests(
 ) -> None:
     """What is committed outside of tests stays, and what tests commit does not."""
     monkeypatch.setenv("SANIC_DB_URL", database_url)
-    assert run("server").parseoutcomes()["passed"] == 2
+    assert run("server")[0]["passed"] == 2
     assert Observer(database_url).names() == ["Always-there"]
 
 
