@@ -70,9 +70,8 @@ class _LazyLoads(Observer):
     def _count(self, execution: ORMExecuteState) -> None:
         if not execution.is_select or execution.lazy_loaded_from is None:
             return
-        attribute = execution.loader_strategy_path and execution.loader_strategy_path[-1]
-        if not isinstance(attribute, RelationshipProperty):
-            return
+        way: Any = execution.loader_strategy_path
+        attribute: RelationshipProperty[Any] = way[-1]
         loads = execution.session.info.setdefault(self, {})
         if attribute not in loads:
             origin = current_origin()

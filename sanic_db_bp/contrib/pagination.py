@@ -262,7 +262,7 @@ def _key(expression: Any) -> _Key:
             "on. Order by another column, or by func.coalesce(...) of this one.",
             entry="pages",
         )
-    if _type_in_python(element) not in _READERS:
+    if element.type.python_type not in _READERS:
         raise ConfigurationError(
             f"'{element}' is of a type that a cursor cannot hold.", entry="pages"
         )
@@ -277,13 +277,6 @@ def _split(expression: Any) -> tuple[ColumnElement[Any], bool]:
     if not isinstance(element, UnaryExpression) or element.modifier not in _DIRECTIONS:
         return element, False
     return element.element, element.modifier is operators.desc_op
-
-
-def _type_in_python(column: ColumnElement[Any]) -> type | None:
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
 
 
 def _load_keyset(
