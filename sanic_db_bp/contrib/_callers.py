@@ -8,7 +8,10 @@ from types import FrameType
 
 from greenlet import getcurrent, greenlet
 
-LIBRARIES = {"asyncio", "contextlib", "greenlet", "sanic", "sanic_db_bp", "sanic_ext", "sqlalchemy"}
+LIBRARIES = {
+    *("asyncio", "concurrent", "contextlib", "greenlet", "threading"),
+    *("sanic", "sanic_db_bp", "sanic_ext", "sqlalchemy"),
+}
 """The packages whose lines nobody wants to read about."""
 
 
