@@ -13,7 +13,7 @@ from sqlalchemy import NullPool, make_url
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.startup import tell_budget
 from tests.databases import on_every_driver_of_servers, on_postgresql
-from tests.processes import Process
+from tests.processes import Process, free_port
 from tests.shop import Observer
 from tests.test_startup import APP, WORKERS
 
@@ -168,3 +168,15 @@ def test_the_start_divides_and_tells_once(
         allowed = allowed_by(database_url)
         told = f"up to {total} connections, all workers together, of {allowed}"
         assert server.words.count("all workers together") == server.words.count(told) == 1
+
+
+async def test_a_limit_that_cannot_be_asked_for_is_told_as_unknown(
+    told: Callable[..., Any],
+) -> None:
+    """The start does not fail because of it, and no password is told."""
+    url = f"postgresql://u:s3cr3t@127.0.0.1:{free_port()}/d"
+    (unknown, budget) = await told(make_database(url, pool_size=3, max_overflow=0))
+    assert unknown[0] == budget[0] == "INFO"
+    assert unknown[1].startswith("database db: its limit of connections is unknown: ")
+    assert "s3cr3t" not in unknown[1]
+    assert budget[1] == "database db: up to 6 connections, all workers together"

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 from sanic import HTTPResponse, Request, empty, text
 from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from sanic_db_bp import AsyncReadSession, Database, ReadSession
-from sanic_db_bp.observers import Execution, Observer, on_execution
+from sanic_db_bp import AsyncReadSession, Database, DatabaseSettings, ReadSession, observers
+from sanic_db_bp.observers import Execution, on_execution
 from sanic_db_bp.registry import observers_of
 from tests.serving import serving
-from tests.shop import Shop, make_app
+from tests.shop import Base, Observer, Shop, doom, make_app
 
 
-class Register(Observer):
+class Register(observers.Observer):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -104,3 +105,31 @@ async def test_requests_on_one_connection_are_told_apart(
         for number in (1, 2, 3):
             await client.get(f"/{number}")
             assert f"in GET /{number} ({app.name}.handle)" in caplog.messages[-1]
+
+
+async def test_a_statement_that_was_never_sent_was_not_executed(database_url: str) -> None:
+    """One that lacks a value fails before it reaches the driver."""
+    register = Register()
+    db = Database(DatabaseSettings(url=database_url, env_file=None), observers=[register])
+    async with db.session() as session:
+        with pytest.raises(StatementError, match="value is required"):
+            await session.execute(sql("SELECT :number"))
+    await db.dispose()
+    assert not any("number" in each for each in register.statements)
+
+
+async def test_a_commit_that_fails_is_no_statement(database_url: str) -> None:
+    """Its error belongs to none that was executed."""
+    register = Register()
+    db = Database(DatabaseSettings(url=database_url, env_file=None), observers=[register])
+    await db.create_missing_tables(Base.metadata)
+
+    async def work() -> None:
+        async with db.session() as session:
+            await doom(session, Observer(database_url))
+            register.statements.clear()
+
+    with pytest.raises(DBAPIError):
+        await work()
+    await db.dispose()
+    assert register.statements == []

@@ -515,7 +515,8 @@ async def test_a_callback_may_register_another(database: Database) -> None:
     assert called == ["second"]
 
 
-async def test_a_callback_outlasts_a_cancellation(database: Database) -> None:
+@pytest.mark.parametrize("used", [True, False])
+async def test_a_callback_outlasts_a_cancellation(database: Database, used: bool) -> None:
     """What was promised for the commit is done, and the cancellation goes on."""
     called: list[str] = []
     started = asyncio.Event()
@@ -527,7 +528,8 @@ async def test_a_callback_outlasts_a_cancellation(database: Database) -> None:
 
     async def work() -> None:
         async with database.session() as session:
-            await session.execute(ONE)
+            if used:
+                await session.execute(ONE)
             on_commit(callback)
 
     task = asyncio.ensure_future(work())
@@ -536,6 +538,32 @@ async def test_a_callback_outlasts_a_cancellation(database: Database) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert called == ["done"]
+
+
+@on_sqlite
+async def test_a_callback_outlasts_a_cancellation_for_a_while(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that does not come to an end is cancelled too; its transaction is committed."""
+    monkeypatch.setattr("sanic_db_bp.unit_of_work.CALLBACK_WITHIN", 0.05)
+    started = asyncio.Event()
+
+    async def callback() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        async with database.session() as session:
+            session.add(Item(number=1))
+            on_commit(callback)
+
+    task = asyncio.ensure_future(work())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await count(database) == 1
+    assert "on_commit" not in caplog.text
 
 
 @on_sqlite

@@ -78,9 +78,12 @@ async def test_an_app_whose_database_is_away_is_alive_but_not_ready(own_server: 
 
 
 @on_servers
-async def test_an_exhausted_pool_is_not_waited_for(database_url: str) -> None:
+@pytest.mark.parametrize("settings", [{}, {"pool_timeout": 0.1}])
+async def test_an_exhausted_pool_is_not_waited_for(
+    database_url: str, settings: dict[str, float]
+) -> None:
     """The answer comes within the bound, and is good again as soon as a connection is free."""
-    app = with_health(make_app(database_url, pool_size=1), within=0.2)
+    app = with_health(make_app(database_url, pool_size=1, max_overflow=0, **settings), within=0.2)
     async with serving(app) as client:
         clock = asyncio.get_running_loop().time
         async with app.ctx.db.session() as session:

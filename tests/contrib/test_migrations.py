@@ -359,3 +359,42 @@ async def test_migrations_come_after_their_database(tmp_path: Path) -> None:
     app = with_migrations(make_app("sqlite://"), tmp_path)
     with pytest.raises(ConfigurationError, match=r"are registered with the app .* already"):
         app.blueprint(app.blueprints["db_migrations"])
+
+
+async def test_an_error_that_is_no_database_error_is_told_with_its_line(tmp_path: Path) -> None:
+    """What a migration raises itself, such as one that cannot be undone."""
+    app = with_migrations(make_app(f"sqlite:///{tmp_path}/shop.db"), tmp_path)
+    await run(app, "db-init")
+    await write(app, tmp_path, "raise NotImplementedError('not without a backup')")
+    with pytest.raises(SystemExit) as failure:
+        await run(app, "db-upgrade")
+    message = str(failure.value.code)
+    assert re.search(r"_by_hand\.py:\d+: NotImplementedError: not without a backup\n", message)
+
+
+async def test_an_error_of_the_apps_own_code_keeps_its_traceback(tmp_path: Path) -> None:
+    """It came about in none of the migrations, and is no failure of one."""
+
+    def fail(**_: object) -> None:
+        raise LookupError("of the app")
+
+    app = with_migrations(
+        make_app(f"sqlite:///{tmp_path}/shop.db"), tmp_path, on_version_apply=fail
+    )
+    await run(app, "db-init")
+    await write(app, tmp_path, "pass")
+    with pytest.raises(LookupError, match="of the app"):
+        await run(app, "db-upgrade")
+
+
+async def test_copies_of_the_blueprint_share_what_it_was_given(tmp_path: Path) -> None:
+    """Sanic copies blueprints, such as for another version of an API."""
+    metadata = shop_tables()
+    app = make_app(f"sqlite:///{tmp_path}/shop.db", metadata)
+    bp = app.blueprints["db"]
+    assert isinstance(bp, DatabaseBlueprint)
+    app.blueprint(MigrationsBlueprint(bp, tmp_path / DIRECTORY).copy("migrations_again"))
+    await run(app, "db-init")
+    await run(app, "db-revision", message="first")
+    await run(app, "db-upgrade")
+    await run(app, "db-check")

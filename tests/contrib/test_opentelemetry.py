@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from websockets.asyncio.client import connect
 
-from sanic_db_bp import AsyncReadSession, Database
+from sanic_db_bp import AsyncReadSession, Database, DatabaseUnavailable, transactional
 from sanic_db_bp.contrib import opentelemetry, sql_comments
 from tests.databases import on_postgresql, on_sqlite
 from tests.serving import serving
@@ -399,3 +400,31 @@ async def test_a_stream_that_is_returned_runs_after_its_span(
         assert (await client.get("/stream")).text == "x"
     assert len(telemetry.routes) == 1
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@on_postgresql
+async def test_vain_waits_and_retries_are_counted(database_url: str, telemetry: Telemetry) -> None:
+    """A pool of one, and a transaction that has lost a race."""
+    app = make_app(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    telemetry.install(app)
+    observer, runs = Observer(database_url), count(1)
+
+    @app.get("/again")
+    @transactional(isolation="REPEATABLE READ", retries=2)
+    async def again(request: Request, session: AsyncSession) -> HTTPResponse:
+        stock = await session.scalar(text("SELECT stock FROM item"))
+        if next(runs) == 1:
+            observer.run("UPDATE item SET stock = 1")
+        await session.execute(text("UPDATE item SET stock = stock + 1"))
+        return json(stock)
+
+    async with serving(app) as client:
+        observer.run("INSERT INTO item (name, stock) VALUES ('plum', 0)")
+        assert (await client.get("/again")).json() == 1
+        async with app.ctx.db.session() as session:
+            await session.execute(text("SELECT 1"))
+            with pytest.raises(DatabaseUnavailable):
+                await app.ctx.db.ping()
+        metrics = telemetry.metrics()
+    assert metrics["sanic_db.transaction.retries", "db"].value == 1
+    assert metrics["db.client.connection.timeouts", "db", "write"].value == 1

@@ -13,18 +13,8 @@ import pytest
 from sanic import HTTPResponse, Request
 from sanic import json as as_json
 from sanic.exceptions import BadRequest
-from sqlalchemy import (
-    DateTime,
-    Double,
-    LargeBinary,
-    Numeric,
-    String,
-    Uuid,
-    event,
-    func,
-    select,
-    text,
-)
+from sqlalchemy import DateTime, Double, LargeBinary, Numeric, String, Uuid, func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -313,3 +303,13 @@ async def test_a_client_turns_pages(database_url: str) -> None:
         answer = await client.get("/books", params={"cursor": first["next"]})
         assert answer.json() == {"books": [2], "next": None}
         assert (await client.get("/books", params={"cursor": "x"})).status_code == 400
+
+
+async def test_an_error_of_the_app_is_no_bad_request(db: Database) -> None:
+    """A statement that the database cannot run at all is not the client's fault."""
+    wrong = select(Book).where(text("nothing = 1"))
+    async with db.read_session() as session:
+        page = await keyset_page(session, select(Book), Book.title, size=2)
+        for cursor in (None, page.next):
+            with pytest.raises(DBAPIError, match="nothing"):
+                await keyset_page(session, wrong, Book.title, cursor=cursor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +14,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.values import MultiProcessValue
 from sanic import HTTPResponse, Request, empty
 from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import NullPool
 
 from sanic_db_bp import transactional
 from sanic_db_bp.contrib import prometheus
@@ -24,6 +27,9 @@ from tests.databases import on_postgresql, on_servers, on_sqlite
 from tests.processes import Process
 from tests.serving import serving
 from tests.shop import Item, Observer, Shop, checked_out, doom, eventually, make_app
+
+# It has no types.
+value_class: Callable[..., Any] = MultiProcessValue
 
 WRITE = {"database": "db", "engine": "write"}
 READ = {"database": "db", "engine": "read"}
@@ -239,6 +245,35 @@ async def test_a_checkout_that_is_tried_again_counts_once(metered: Metered) -> N
         assert metered.value("pool_connections_in_use", WRITE) == 0
 
 
+@on_sqlite
+async def test_a_checkout_that_is_refused_was_no_use(metered: Metered) -> None:
+    """An app's own event, called before ours, may let nobody have a connection."""
+    async with serving(metered.app):
+        engine = metered.app.ctx.db.engine
+
+        @event.listens_for(engine.sync_engine, "checkout", insert=True)
+        def refuse(*_: Any) -> None:
+            raise LookupError
+
+        held = metered.value("pool_hold_seconds_count", WRITE)
+        with pytest.raises(LookupError):
+            await engine.connect()
+        assert metered.value("pool_connections_in_use", WRITE) == 0
+        assert metered.value("pool_hold_seconds_count", WRITE) == held
+
+
+async def test_connections_without_a_pool_are_counted_and_nobody_waits(database_url: str) -> None:
+    """A pool class of the user's own."""
+    metered = Metered(database_url, engine_options={"poolclass": NullPool})
+    async with serving(metered.app):
+        async with metered.app.ctx.db.session() as session:
+            await session.execute(text("SELECT 1"))
+            assert metered.value("pool_connections", WRITE) == 1
+            assert metered.value("pool_connections_in_use", WRITE) == 1
+        assert metered.value("pool_connections", WRITE) == 0
+    assert metered.value("pool_wait_seconds_count", WRITE) == 0
+
+
 @on_servers
 async def test_waits_are_timed_and_vain_ones_counted(database_url: str) -> None:
     """A pool of one: the second waits, the third gives up after POOL_TIMEOUT."""
@@ -297,6 +332,24 @@ async def test_the_route_tells_the_metrics(database_url: str) -> None:
             assert answer.headers["Content-Type"].startswith("text/plain")
             samples = samples_of(answer.text)
             assert samples["sanic_db_pool_connections", "db", "write"] == 1
+
+
+@on_sqlite
+async def test_the_route_tells_what_other_workers_have_counted(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the multiprocess mode; a worker that stops leaves none of its gauges behind."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    app = make_app(database_url)
+    prometheus.install(app, path="/metrics", registry=CollectorRegistry())
+    async with serving(app) as client:
+        for pid, value in ((os.getpid(), 3), (os.getpid() + 1, 4)):
+            gauge = value_class(lambda pid=pid: pid)
+            gauge("gauge", "busy", "busy", (), (), "", multiprocess_mode="livesum").set(value)
+        assert samples_of((await client.get("/metrics")).text) == {("busy",): 7}
+    assert [each.name for each in folder.iterdir()] == [f"gauge_livesum_{os.getpid() + 1}.db"]
 
 
 def samples_of(exposition: str) -> dict[tuple[str, ...], float]:

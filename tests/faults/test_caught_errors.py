@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import on_commit
 from tests.serving import serving
-from tests.shop import Item, Observer, Shop, eventually, make_app, settled
+from tests.shop import Item, Observer, Shop, connection_id, eventually, make_app, settled
 
 Failure = Callable[[AsyncSession, Observer], Awaitable[None]]
 
@@ -204,3 +204,34 @@ async def test_a_rollback_makes_a_caught_error_forgotten(database_url: str) -> N
     async with serving(app) as client:
         assert (await client.post("/")).status_code == 200
         assert observer.names() == ["apple"]
+
+
+@pytest.mark.parametrize(
+    "database_url",
+    ["postgresql-asyncpg", "postgresql-psycopg", "mariadb-asyncmy"],
+    indirect=True,
+)
+async def test_a_connection_that_is_lost_after_a_caught_error_fails_the_commit(
+    database_url: str,
+) -> None:
+    """The error is that of the connection; some drivers' COMMIT would do nothing, and say so."""
+    observer = Observer(database_url)
+    app = make_app(database_url)
+
+    @app.post("/")
+    async def run(request: Request, session: AsyncSession) -> HTTPResponse:
+        session.add(Item(name="apple"))
+        await session.flush()
+        with suppress(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(text("SELECT nonsense"))
+        observer.kill(await connection_id(session))
+        with pytest.raises(DBAPIError) as caught:
+            await session.commit()
+        assert caught.value.connection_invalidated
+        return empty(409)
+
+    async with serving(app) as client:
+        assert (await client.post("/")).status_code == 409
+        await settled(app, observer)
+        assert observer.names() == []
