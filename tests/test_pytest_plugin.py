@@ -63,10 +63,10 @@ def test_tests_that_commit_leave_nothing_behind(
 
 
 def test_failures_say_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many statements, a leak, a wait without an end and an ended transaction."""
+    """Such as too many statements, a leak, a wait without an end, or an ended transaction."""
     monkeypatch.setenv("SANIC_DB_URL", "sqlite:///shop.db")
     outcomes, output = run("failures")
-    assert (outcomes["passed"], outcomes["failed"], outcomes["errors"]) == (4, 2, 3)
+    assert (outcomes["passed"], outcomes["failed"], outcomes["errors"]) == (6, 2, 7)
     output.fnmatch_lines_random(
         [
             "3 statements, and there may be 2:",
@@ -80,6 +80,10 @@ def test_failures_say_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -
             "something has ended the test's transaction*",
             "*troubleshooting.md#one-connection-for-a-test)",
             "*troubleshooting.md#test-transaction-ended)",
+            "a transaction was undone with the one around it, inside of which it began",
+            "tables cannot be created once the test has begun to use the database: *",
+            "*The app 'without-database' has no database.*",
+            "*ConnectionRefusedError*",
         ]
     )
 

@@ -13,7 +13,18 @@ import pytest
 from sanic import HTTPResponse, Request
 from sanic import json as as_json
 from sanic.exceptions import BadRequest
-from sqlalchemy import DateTime, Double, LargeBinary, Numeric, String, Uuid, func, select, text
+from sqlalchemy import (
+    DateTime,
+    Double,
+    LargeBinary,
+    Numeric,
+    String,
+    Uuid,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column

@@ -11,7 +11,7 @@ from sanic import HTTPResponse, Request, Sanic, json, text
 from sanic_testing.reusable import ReusableClient  # type: ignore[import-untyped]
 from sqlalchemy import ForeignKeyConstraint, String, func, insert, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sanic_db_bp import (
@@ -72,6 +72,11 @@ def create_app(**settings: Any) -> Sanic[Any, Any]:
         app.add_route(handler, path, methods=[method])
     make_light(app)
     return app
+
+
+def same_database(app: Sanic[Any, Any]) -> Database:
+    """Another pool on the database of an app: in SQLite each has one connection that writes."""
+    return Database(app.ctx.db.settings, name="same")
 
 
 async def add(request: Request, name: str, session: AsyncSession) -> HTTPResponse:
@@ -200,8 +205,16 @@ async def stream(request: Request, session: AsyncSession) -> None:
 
 
 async def leak(request: Request, engine: AsyncEngine) -> HTTPResponse:
-    request.app.ctx.leaked = await engine.connect()
+    request.app.ctx.leaked = await connected(engine)
     return text("")
+
+
+async def connected(engine: AsyncEngine) -> AsyncConnection:
+    return await connected_at_last(engine)
+
+
+async def connected_at_last(engine: AsyncEngine) -> AsyncConnection:
+    return await engine.connect()
 
 
 async def write_in_read_session(request: Request, session: AsyncReadSession) -> HTTPResponse:

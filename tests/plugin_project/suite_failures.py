@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from sanic import Sanic
-from sqlalchemy import text
+from sqlalchemy import MetaData, text
 from sqlalchemy.orm import Session
 
 from sanic_db_bp.contrib.testing import TestTransactionError
-from tests.plugin_project.shop import Item, create_app
+from tests.plugin_project.shop import Item, create_app, same_database
 
 App = Sanic[Any, Any]
 MaxQueries = Callable[[int], AbstractContextManager[list[str]]]
@@ -66,3 +66,42 @@ async def test_held_up_by_its_own_transaction(app: App) -> None:
 
 def test_ends_its_transaction(app: App, sanic_db_session: Session) -> None:
     sanic_db_session.execute(text("COMMIT"))
+
+
+async def test_goes_on_after_the_end_of_what_is_around_it(app: App) -> None:
+    db, other = app.ctx.db, same_database(app)
+    async with db.engine.connect() as outer, other.engine.connect() as inner:
+        await outer.execute(text("SELECT 1"))
+        await inner.execute(text("SELECT 1"))
+        await outer.rollback()
+        with pytest.raises(TestTransactionError, match="was undone with the one around it"):
+            await inner.execute(text("SELECT 1"))
+        await inner.rollback()
+        await inner.execute(text("SELECT 1"))
+    await db.dispose()
+    await other.dispose()
+
+
+async def test_creates_tables_too_late(app: App, sanic_db_session: Session) -> None:
+    sanic_db_session.add(Item(name="Tea"))
+    sanic_db_session.commit()
+    with pytest.raises(TestTransactionError, match="tables cannot be created"):
+        await app.ctx.db.create_missing_tables(MetaData())
+
+
+class TestWithoutDatabase:
+    @pytest.fixture
+    def app(self, sanic_db: None) -> App:
+        return Sanic("without-database")
+
+    def test_session(self, sanic_db_session: Session) -> None:
+        raise AssertionError("not reached")
+
+
+class TestUnreachable:
+    @pytest.fixture
+    def app(self, sanic_db: None) -> App:
+        return create_app(url="postgresql://127.0.0.1:1/shop")
+
+    def test_session(self, sanic_db_session: Session) -> None:
+        raise AssertionError("not reached")

@@ -116,7 +116,6 @@ class Link:
 
     async def _alone(self, job: Callable[[], T]) -> T:
         try:
-            await run_in_bridge(self._open)
             return await run_in_bridge(job)
         finally:
             self._turn.notify_all()
@@ -176,12 +175,14 @@ class Link:
 
     def initialize(self, dialect: Dialect) -> None:
         """Let an engine's dialect learn what it asks a server at its first connect."""
+        self._open()
         with uncounted(), self._engine.connect() as connection:
             # No transaction: SQLite has one writer.
             dialect.initialize(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
     def create_tables(self, metadata: MetaData) -> None:
         """Create the missing tables, once and for all tests."""
+        self._open()
         if metadata in self._tables:
             return
         if not self._kept and not self._stack:
@@ -202,6 +203,7 @@ class Link:
         self, lent: LentConnection, statement: str, parameters: Any, *, many: bool, schema: float
     ) -> Outcome:
         """Run a statement of the app, in the savepoint that stands for its transaction."""
+        self._open()
         self._check(lent)
         if lent.autocommit and lent not in self._stack:
             with self._by_itself(lent):
