@@ -278,6 +278,7 @@ class Link:
         if self._stack[-1] is not lent:
             # What began inside of it goes on, in a savepoint above.
             self._forget(lent)
+            self._kept = True
             return
         try:
             if len(self._stack) == 1:
@@ -302,7 +303,7 @@ class Link:
         self._fetch(f"ROLLBACK TO SAVEPOINT {savepoint}")
         self._fetch(f"RELEASE SAVEPOINT {savepoint}")
         if not self.testing and not self._stack:
-            self._end(self.connection.rollback)
+            self._end(self.connection.commit if self._kept else self.connection.rollback)
 
     def _forget(self, lent: LentConnection, *, undone: bool = False) -> None:
         self._stack.remove(lent)
