@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from sanic import Sanic
-from sqlalchemy import insert, select
+from sqlalchemy import NullPool, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from tests.plugin_project.shop import Item, create_app, reusable_client
+from sanic_db_bp.contrib.testing import TestTransactionError
+from tests.plugin_project.shop import Item, create_app, reusable_client, same_database
 
 App = Sanic[Any, Any]
 DATABASE = os.environ["SANIC_DB_URL"].split(":")[0]
@@ -161,3 +162,96 @@ def test_transaction_of_a_server_that_was_stopped(app: App, sanic_db_session: Se
     asyncio.run(begin())
     assert names(sanic_db_session) == []
     asyncio.run(kept[0].close())
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_transaction_that_is_left_open(app: App, sanic_db_session: Session, time: int) -> None:
+    async def begin() -> None:
+        connection = await app.ctx.db.engine.connect()
+        await connection.execute(insert(Item).values(name="Tea"))
+        kept.append(connection)
+
+    assert names(sanic_db_session) == []
+    asyncio.run(begin())
+
+
+kept: list[Any] = []
+
+
+def test_without_a_statement(app: App, sanic_db_session: Session) -> None:
+    assert not sanic_db_session.in_transaction()
+
+
+def test_many_rows_at_once(sanic_db_session: Session) -> None:
+    sanic_db_session.execute(insert(Item), [{"name": "Tea"}, {"name": "Coffee"}])
+    assert names(sanic_db_session) == ["Coffee", "Tea"]
+
+
+def test_cursor_of_the_driver(sanic_db_session: Session) -> None:
+    sanic_db_session.add_all([Item(name="Tea"), Item(name="Coffee")])
+    sanic_db_session.commit()
+    cursor: Any = sanic_db_session.connection().connection.cursor()
+    cursor.execute("SELECT name FROM item ORDER BY name")
+    assert [name for (name,) in cursor] == ["Coffee", "Tea"]
+
+
+def test_app_without_a_pool(sanic_db: None) -> None:
+    app = create_app(engine_options={"poolclass": NullPool})
+    app.test_client.post("/add/Tea")
+    assert app.test_client.get("/names")[1].json == ["Tea"]
+
+
+async def test_isolation_level(app: App) -> None:
+    db = app.ctx.db
+    async with db.engine.connect() as connection:
+        default = connection.sync_connection.default_isolation_level
+        assert await connection.get_isolation_level() == default
+    async with db.read_engine.connect() as connection:
+        assert await connection.get_isolation_level() == "AUTOCOMMIT"
+    await db.dispose()
+
+
+async def test_transaction_that_outlasts_the_one_around_it(app: App) -> None:
+    db, other = app.ctx.db, same_database(app)
+    async with db.engine.connect() as outer, other.engine.connect() as inner:
+        await outer.execute(insert(Item).values(name="Tea"))
+        await inner.execute(insert(Item).values(name="Coffee"))
+        await outer.commit()
+        await inner.execute(insert(Item).values(name="Cocoa"))
+        await inner.rollback()
+        assert list(await outer.scalars(select(Item.name))) == ["Tea"]
+    await db.dispose()
+    await other.dispose()
+
+
+async def test_connection_that_was_thrown_away(app: App) -> None:
+    async with app.ctx.db.engine.connect() as connection:
+        lent: Any = (await connection.get_raw_connection()).dbapi_connection
+        await connection.invalidate()
+        with pytest.raises(TestTransactionError, match="given back already"):
+            lent.cursor().execute("SELECT 1")
+    await app.ctx.db.dispose()
+
+
+async def test_rollback_of_what_is_being_undone(app: App) -> None:
+    databases = [app.ctx.db, same_database(app), same_database(app)]
+    outer, middle, inner = [await each.engine.connect() for each in databases]
+    for connection in (outer, middle, inner):
+        await connection.execute(text("SELECT 1"))
+    slow = asyncio.create_task(inner.execute(text(SLOW)))
+    await asyncio.sleep(0)
+    await asyncio.gather(outer.rollback(), middle.rollback())
+    await slow
+    assert (await middle.execute(text("SELECT 1"))).scalar() == 1
+    for connection in (inner, middle, outer):
+        await connection.close()
+    for each in databases:
+        await each.dispose()
+
+
+SLOW = {
+    "postgresql": "SELECT pg_sleep(0.1)",
+    "mysql": "SELECT SLEEP(0.1)",
+    "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1000000) "
+    "SELECT max(x) FROM n",
+}[DATABASE.partition("+")[0]]

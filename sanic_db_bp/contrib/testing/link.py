@@ -169,8 +169,6 @@ class Link:
     def close(self) -> None:
         """Close the connection, and drop the database if it was made for the tests."""
         if self._resources is not None:
-            if self._begun:
-                self.connection.rollback()
             self._resources.close()
 
     def initialize(self, dialect: Dialect) -> None:
@@ -273,8 +271,6 @@ class Link:
     def commit(self, lent: LentConnection) -> None:
         """Keep what was done, unless something around it is rolled back."""
         self._check(lent)
-        if lent not in self._stack:
-            return
         if self._stack[-1] is not lent:
             # What began inside of it goes on, in a savepoint above.
             self._forget(lent)
