@@ -8,8 +8,8 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -24,7 +24,8 @@ from sqlalchemy.orm import Session
 from .bridge import run_in_bridge
 from .connections.pool import PoolStatus, close_connections, status_of
 from .dialects import Backend, backend_of, is_memory, parse_url
-from .engine import make_engine, pool_limit
+from .end_of_loop import EndOfLoop
+from .engine import make_engine, pool_limit, share_of
 from .exceptions import ConfigurationError, DatabaseUnavailable, SessionError
 from .live_units import LiveUnits
 from .observers import FindOrigin, Observer
@@ -107,7 +108,7 @@ class Database:
         self._default_url = default_url
         self._scratch: Path | None = None
         self.live_units = LiveUnits()
-        self._lifetime: AsyncGenerator[None] | None = None
+        self._end = EndOfLoop(self.dispose)
 
     def __repr__(self) -> str:
         return f"<Database {self.name}: {self.url}>"
@@ -144,29 +145,17 @@ class Database:
             url,
             name=self.name,
             read_only=read_only,
-            connections=self._connections(read_only=read_only),
+            connections=share_of(self.settings, self.workers, read_only=read_only),
             origin=self._origin,
         )
         for observer in self.observers:
             observer.engine_made(self, engine, read_only=read_only)
-        event.listen(engine.sync_engine, "connect", self._dispose_with_the_loop)
+        event.listen(engine.sync_engine, "connect", self._end.comes_with_the_loop)
         return engine
-
-    def _connections(self, *, read_only: bool) -> int | None:
-        if self.settings.max_connections is None:
-            return None
-        share = self.settings.max_connections // self.workers
-        if share < 2:
-            raise ConfigurationError(
-                f"MAX_CONNECTIONS is {self.settings.max_connections}, and each of {self.workers} "
-                "workers needs two at least: one to write and one to read",
-                entry="max-connections",
-            )
-        return share // 2 if read_only else share - share // 2
 
     def most_connections(self, *, read_only: bool = False) -> int | None:
         """Return how many connections one worker opens at most, or None if nobody can tell."""
-        connections = self._connections(read_only=read_only)
+        connections = share_of(self.settings, self.workers, read_only=read_only)
         return pool_limit(self.settings, self.backend, connections, read_only=read_only)
 
     async def allowed_connections(self) -> int | None:
@@ -421,21 +410,13 @@ class Database:
         for observer in self.observers:
             observer.retried(self)
 
-    def _dispose_with_the_loop(self, *_: object) -> None:
-        """Dispose when the loop shuts down, for scripts and commands that don't."""
-        if self._lifetime is None:
-            # asyncio.run closes the asynchronous generators that were begun in its loop.
-            self._lifetime = _lifetime(weakref.ref(self))
-            with suppress(StopIteration):
-                self._lifetime.__anext__().send(None)
-
     async def dispose(self, *, within: float = 5.0) -> None:
         """Wait for the units of work that are under way, then close every connection.
 
         Args:
             within: seconds to wait for them; what is left then is cut off.
         """
-        lifetime, self._lifetime = self._lifetime, None
+        end, self._end = self._end, EndOfLoop(self.dispose)
         await self.live_units.drain(within)
         await asyncio.gather(*(close_connections(engine) for engine in self._engines()))
         if self._scratch is not None:
@@ -443,19 +424,8 @@ class Database:
             self._scratch = None
         for name in _MADE_OF_SETTINGS:
             self.__dict__.pop(name, None)
-        if lifetime is not None:
-            await lifetime.aclose()
+        await end.is_of_no_interest()
 
     def _engines(self) -> list[AsyncEngine]:
         names = ("engine", "read_engine")
         return [cast(AsyncEngine, self.__dict__[name]) for name in names if name in self.__dict__]
-
-
-async def _lifetime(database: weakref.ref[Database]) -> AsyncGenerator[None]:
-    try:
-        yield
-    finally:
-        ended = database()
-        if ended is not None and ended._lifetime is not None:
-            ended._lifetime = None
-            await ended.dispose(within=0)

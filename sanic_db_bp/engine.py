@@ -113,6 +113,24 @@ def _pool_options(
     }
 
 
+def share_of(settings: DatabaseSettings, workers: int, *, read_only: bool) -> int | None:
+    """Return how many of ``MAX_CONNECTIONS`` an engine has, or None if there is no such limit.
+
+    Raises:
+        ConfigurationError: there are too few for so many workers.
+    """
+    if settings.max_connections is None:
+        return None
+    share = settings.max_connections // workers
+    if share < 2:
+        raise ConfigurationError(
+            f"MAX_CONNECTIONS is {settings.max_connections}, and each of {workers} "
+            "workers needs two at least: one to write and one to read",
+            entry="max-connections",
+        )
+    return share // 2 if read_only else share - share // 2
+
+
 def pool_limit(
     settings: DatabaseSettings, backend: Backend, connections: int | None, *, read_only: bool
 ) -> int | None:
