@@ -135,7 +135,6 @@ class UnitOfWork:
             Exception: whatever the database raises; nothing of the transaction remains.
         """
         if self._live:
-            self.ending = True
             try:
                 write, read = self._write, self._read
                 for use in (write, read):
@@ -147,6 +146,7 @@ class UnitOfWork:
                     # What comes after the COMMIT may wait for a connection, and must hold none.
                     read.close()
                 if write is not None and (session := write.in_transaction) is not None:
+                    self.ending = True
                     session.commit()
             except BaseException:
                 self.rollback()

@@ -104,7 +104,7 @@ def _alone(method: Callable[..., Any], *, forgets: bool, ends: bool = False) -> 
                     use.leave()
             if use.unit.ready and not use.unit.ending:
                 use.unit.run_callbacks()
-            if held_back:
+            if held_back and not use.unit.ending:
                 deliver_cancellation()
         if forgets:
             use.unit.transaction_ended()
