@@ -598,7 +598,7 @@ def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
 # The end
 
 SCRIPT = """
-    import asyncio, sys
+    import asyncio, gc, sys
     from sqlalchemy import text
     from sanic_db_bp import Database, DatabaseSettings
 
@@ -620,7 +620,17 @@ SCRIPT = """
         for number in range(2):
             asyncio.run(way(database))
         print(way.__name__)
+
+    async def with_one_that_nobody_holds():
+        await Database(DatabaseSettings(url=sys.argv[1], env_file=None)).ping()
+        gc.collect()
+
+    asyncio.run(with_one_that_nobody_holds())
+    gc.collect()
+    print("done")
 """
+
+TOLD = "with_sessions\nwith_ping\nwith_engine\ndone\n"
 
 
 @on_every_driver
@@ -628,7 +638,7 @@ async def test_a_script_needs_no_disposal(database_url: str) -> None:
     """At the end of asyncio.run all connections are closed, and a second run opens new ones."""
     process = start(SCRIPT, database_url)
     told = await asyncio.to_thread(process.communicate, None, 60)
-    assert told == ("with_sessions\nwith_ping\nwith_engine\n", "")
+    assert told == (TOLD, "")
 
 
 async def test_a_script_in_memory_leaves_no_file(tmp_path: Path) -> None:
@@ -638,7 +648,7 @@ async def test_a_script_in_memory_leaves_no_file(tmp_path: Path) -> None:
         "sqlite://",
     )
     told = await asyncio.to_thread(process.communicate, None, 60)
-    assert told == ("with_sessions\nwith_ping\nwith_engine\n", "")
+    assert told == (TOLD, "")
     assert os.listdir(tmp_path) == []
 
 

@@ -703,8 +703,8 @@ async def test_a_rollback_that_fails_cuts_the_connection(
 
     async def work() -> None:
         async with database.block() as unit:
-            await use(unit)
             event.listen(database.engine.sync_engine, "rollback", fail)
+            await use(unit)
             raise asyncio.QueueFull
 
     with pytest.raises(asyncio.QueueFull):
