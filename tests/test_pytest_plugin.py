@@ -38,13 +38,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     (tmp_path / "pytest.ini").write_text(INI)
 
-    def run_suite(name: str, *arguments: str) -> tuple[Outcomes, pytest.LineMatcher]:
+    def run_suite(
+        name: str, *arguments: str, timeout: float | None = None
+    ) -> tuple[Outcomes, pytest.LineMatcher]:
         source = (PROJECT / f"suite_{name}.py").read_text()
         (tmp_path / f"test_{name}.py").write_text(source)
         # Not pytester: it forgets the modules that a test has imported, and to import a dialect of
         # SQLAlchemy once more is a warning.
         command = python_module("pytest", "-p", "pytest_sanic_db_bp", *arguments)
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        ended = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout
+        )
         lines = ended.stdout.splitlines()
         return pytest.RunResult.parse_summary_nouns(lines), pytest.LineMatcher(lines)
 
@@ -106,6 +110,14 @@ def test_one_server_for_all_tests(
     monkeypatch.setenv("SANIC_DB_URL", database_url)
     assert run("server")[0]["passed"] == 3
     assert sorted(Observer(database_url).names()) == ["Always-there", "There-too"]
+
+
+def test_a_server_that_is_gone_is_not_started_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a reusable client, when the next test has a client of another kind."""
+    monkeypatch.setenv("SANIC_DB_URL", "sqlite:///shop.db")
+    assert run("clients", timeout=60)[0]["passed"] == 2
 
 
 def test_nothing_is_imported_at_the_start_of_pytest() -> None:

@@ -59,8 +59,6 @@ def reusable_client(app: Sanic[Any, Any]) -> Iterator[ReusableClient]:
         port = listening.getsockname()[1]
     with ReusableClient(app, port=port) as client:
         yield client
-    # Or the test client of another app starts this one, too.
-    app.state.server_info.clear()
 
 
 def create_app(**settings: Any) -> Sanic[Any, Any]:

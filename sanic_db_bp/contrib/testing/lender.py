@@ -75,6 +75,7 @@ class Lender:
         Raises:
             pytest.fail.Exception: the transaction could not stand for what the app did.
         """
+        _forget_stopped_servers()
         self._testing = True
         for link in self._links.values():
             link.testing = True
@@ -145,6 +146,13 @@ class Lender:
         dialect.get_isolation_level = partial(_isolation_level, dialect.default_isolation_level)
         # Not the pool that was there: its listeners set up a connection that is new.
         engine.sync_engine.pool = pool
+
+
+def _forget_stopped_servers() -> None:
+    # ReusableClient leaves its server to be started again, beside that of the next test, which
+    # would then never stop.
+    for app in Sanic._app_registry.values():
+        app.state.server_info.clear()
 
 
 def _pool_like(pool: Pool, connect: Callable[[], Any]) -> Pool:
