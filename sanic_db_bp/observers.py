@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,9 +44,15 @@ class Observer:
     def retried(self, database: Database) -> None:
         """Called when a handler runs again because its transaction lost a race."""
 
-    def is_clients_fault(self, error: Exception) -> bool:
-        """Whether an error of a COMMIT is answered as one that the client has made: 4xx."""
-        return False
+    def status_of(self, error: BaseException) -> int | None:
+        """Return the status with which an error is answered, if this observer sees to that."""
+        return None
+
+
+def status_of(observers: Iterable[Observer], error: BaseException) -> int:
+    """Return the status with which an error of a handler, or of its COMMIT, is answered."""
+    known = (observer.status_of(error) for observer in observers)
+    return getattr(error, "status_code", None) or next(filter(None, known), 500)
 
 
 @dataclass(frozen=True, slots=True)

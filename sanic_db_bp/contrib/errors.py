@@ -100,11 +100,10 @@ def install(app: Sanic[Any, Any], *, foreign_key_status: int = 409) -> None:
         app: the app.
         foreign_key_status: the status of :class:`ForeignKeyViolation`; 422 is another good one.
     """
+    translation = _Translation(app, foreign_key_status)
 
     async def answer(request: Request, error: SQLAlchemyError) -> BaseHTTPResponse:
-        exception = translated(app, error)
-        if isinstance(exception, ForeignKeyViolation):
-            exception.status_code = foreign_key_status
+        exception = translation.exception(error)
         respond: Callable[..., Any] = app.error_handler.response
         if exception is None:
             respond = _next_handler(request, error)
@@ -113,7 +112,7 @@ def install(app: Sanic[Any, Any], *, foreign_key_status: int = 409) -> None:
 
     app.error_handler.add(StatementError, answer)
     app.error_handler.add(NoResultFound, answer)
-    observers_of(app).append(_Translation(app))
+    observers_of(app).append(translation)
 
 
 _OF_A_VALUE = (ValueError, TypeError, ArithmeticError)
@@ -123,12 +122,19 @@ _OF_A_VALUE = (ValueError, TypeError, ArithmeticError)
 class _Translation(Observer):
     """Tells the rest of the package what these answers are."""
 
-    def __init__(self, app: Sanic[Any, Any]) -> None:
+    def __init__(self, app: Sanic[Any, Any], foreign_key_status: int) -> None:
         self._app = app
+        self._foreign_key_status = foreign_key_status
 
-    def is_clients_fault(self, error: Exception) -> bool:
-        exception = translated(self._app, error) if isinstance(error, SQLAlchemyError) else None
-        return exception is not None and exception.status_code < 500
+    def exception(self, error: SQLAlchemyError) -> SanicException | None:
+        exception = translated(self._app, error)
+        if isinstance(exception, ForeignKeyViolation):
+            exception.status_code = self._foreign_key_status
+        return exception
+
+    def status_of(self, error: BaseException) -> int | None:
+        exception = self.exception(error) if isinstance(error, SQLAlchemyError) else None
+        return None if exception is None else exception.status_code
 
     def engine_made(self, database: Database, engine: AsyncEngine, *, read_only: bool) -> None:
         # SQLAlchemy passes on what is no error of the DBAPI as it is, such as OverflowError of

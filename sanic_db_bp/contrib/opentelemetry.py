@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ..database import Database
 from ..exceptions import ConfigurationError
 from ..handling.plan import PLANS
+from ..observers import status_of
 from ..registry import observers_of
 from ._usage import Outcome, PoolName, UsageObserver
 
@@ -144,7 +145,7 @@ def _traced(tracer: Tracer, handler: Callable[..., Any]) -> Callable[..., Awaita
                 response = await answer()
             except BaseException as error:
                 span.set_attribute("error.type", type(error).__qualname__)
-                _set_status(span, getattr(error, "status_code", 500), error)
+                _set_status(span, status_of(observers_of(request.app), error), error)
                 raise
             _set_status(span, _status(request, response))
             return response

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..bridge import run_in_bridge
 from ..exceptions import DatabaseUnavailable, NoCurrentSession
+from ..observers import status_of
 from ..registry import DEFAULT_NAME
 from ..unit_of_work import UnitOfWork
 from .plan import NO_PLAN, Plan
@@ -192,4 +193,4 @@ class Scope:
 
     def _is_clients_fault(self, error: Exception) -> bool:
         observers = (each for unit in self.units.values() for each in unit.database.observers)
-        return any(observer.is_clients_fault(error) for observer in observers)
+        return status_of(observers, error) < 500

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from websockets.asyncio.client import connect
 
 from sanic_db_bp import AsyncReadSession, Database, DatabaseUnavailable, transactional
-from sanic_db_bp.contrib import opentelemetry, sql_comments
+from sanic_db_bp.contrib import errors, opentelemetry, sql_comments
 from tests.databases import on_postgresql, on_sqlite
 from tests.serving import serving
 from tests.shop import (
@@ -257,6 +257,26 @@ async def test_a_failed_commit_is_an_error_of_the_route(
         assert (await client.get("/doomed")).status_code >= 500
     (route,) = telemetry.routes
     assert route.status.status_code is StatusCode.ERROR
+
+
+@on_sqlite
+async def test_an_error_that_is_answered_has_the_status_of_its_answer(
+    database_url: str, telemetry: Telemetry
+) -> None:
+    """A row that is not there is a 404 by ``errors.install``, and no failure of the server."""
+    app = traced_app(database_url, telemetry)
+    errors.install(app)
+
+    @app.get("/missing")
+    async def missing(request: Request, session: AsyncSession) -> HTTPResponse:
+        (await session.execute(text("SELECT 1 WHERE 1 = 0"))).one()
+        raise AssertionError("not reached")
+
+    async with serving(app) as client:
+        assert (await client.get("/missing")).status_code == 404
+    (route,) = telemetry.routes
+    assert route.status.status_code is StatusCode.UNSET
+    assert (route.attributes or {})["http.response.status_code"] == 404
 
 
 @on_sqlite
