@@ -425,6 +425,7 @@ def test_config_set_in_code_wins_and_its_secrets_leave_it(
     assert SECRET not in str(app.config)
     for name in ("URL", "PASSWORD", "READ_URL", "CONNECT_ARGS"):
         assert f"DB_{name}" not in app.config
+    assert app.config.DB_POOL_TIMEOUT == 4
 
 
 def test_secrets_from_the_environment_leave_the_config(

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sanic import Sanic
 from sqlalchemy import NullPool, make_url
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from sanic_db_bp import Database, DatabaseSettings
+from sanic_db_bp import Database, DatabaseBlueprint, DatabaseSettings
 from sanic_db_bp.startup import tell_budget
 from tests.databases import on_every_driver_of_servers, on_postgresql
 from tests.processes import Process, free_port
+from tests.serving import serving
 from tests.shop import Observer
 from tests.test_startup import APP, WORKERS
 
@@ -148,6 +152,35 @@ async def test_nothing_is_told_of_a_pool_without_a_limit(
     """A pool class of the user's own, or an overflow without end."""
     assert await told(make_database(database_url, engine_options={"poolclass": NullPool})) == []
     assert await told(make_database(database_url, engine_options={"max_overflow": -1})) == []
+
+
+class OtherSession(Session):
+    """The session of a second database."""
+
+
+class OtherAsyncSession(AsyncSession):
+    """Its asyncio form."""
+
+
+@on_postgresql
+async def test_databases_of_one_server_are_told_once(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the last of them is open, and of all together."""
+    app: Sanic[Any, Any] = Sanic("app")
+    app.blueprint(DatabaseBlueprint(url=database_url))
+    app.blueprint(
+        DatabaseBlueprint(
+            "other",
+            url=database_url,
+            session_class=OtherSession,
+            async_session_class=OtherAsyncSession,
+        )
+    )
+    caplog.set_level(logging.INFO)
+    async with serving(app):
+        told = [line for line in caplog.messages if "all workers together" in line]
+    assert [line.split(":")[0] for line in told] == ["database db and other"]
 
 
 async def test_nothing_is_told_of_sqlite(told: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sanic import HTTPResponse, Request, Sanic, empty, json, text
 from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse, ResponseStream
 from sqlalchemy import ForeignKey, String, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -376,8 +377,8 @@ async def test_a_task_that_is_first_to_look_after_the_request_is_refused(app: Ap
             proceed.clear()
 
 
-async def test_a_task_is_refused_while_the_next_request_is_handled(app: App) -> None:
-    """On the same connection, which serves one request after the other."""
+async def test_a_task_is_refused_between_handler_and_answer(app: App) -> None:
+    """There it is response middleware that may have a session, and a task cannot tell."""
     tasks: list[asyncio.Task[None]] = []
     proceed = asyncio.Event()
 
@@ -386,44 +387,43 @@ async def test_a_task_is_refused_while_the_next_request_is_handled(app: App) -> 
         with pytest.raises(SessionFinished):
             await request.ctx.session.execute(select(1))
 
-    @app.post("/first")
-    async def first(request: Request) -> HTTPResponse:
+    @app.middleware("response")
+    async def after(request: Request, response: BaseHTTPResponse) -> None:
+        proceed.set()
+        await asyncio.wait(tasks)
+
+    @app.post("/")
+    async def handler(request: Request) -> HTTPResponse:
         tasks.append(asyncio.create_task(later(request)))
         return empty()
 
-    @app.post("/second")
-    async def second(request: Request) -> HTTPResponse:
-        proceed.set()
-        await asyncio.wait(tasks)
-        return empty()
-
     async with serving(app) as client:
-        for path in ("/first", "/second"):
-            assert (await client.post(path)).status_code == 204
+        assert (await client.post("/")).status_code == 204
         await tasks[0]
         assert app.ctx.db.pool_status()["checked_out"] == 0
 
 
-async def test_a_signal_after_the_answer_is_refused(app: App) -> None:
-    """It runs in the request's own task, and the last one that could end a transaction is over."""
-    refused: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+async def test_a_signal_is_refused_once_a_stream_has_failed(app: App) -> None:
+    """It runs in the request's own task, and no answer will come that ends a transaction."""
+    refused: list[SessionFinished] = []
 
-    async def look(**_: object) -> None:
+    async def note(**_: object) -> None:
         try:
             await current_session().execute(select(1))
         except SessionFinished as error:
-            refused.set_result(error)
+            refused.append(error)
 
-    app.add_signal(look, "http.lifecycle.complete")
+    app.add_signal(note, "http.lifecycle.exception")
 
     @app.post("/")
-    async def handler(request: Request) -> HTTPResponse:
-        return empty()
+    async def handler(request: Request) -> None:
+        response = await request.respond()
+        await response.send("half")
+        raise LookupError
 
     async with serving(app) as client:
-        answer = await client.post("/", headers={"connection": "close"})
-        assert answer.status_code == 204
-        await asyncio.wait_for(refused, 5)
+        assert (await client.post("/")).text == "half"
+        assert len(refused) == 1
         assert app.ctx.db.pool_status()["checked_out"] == 0
 
 
@@ -879,6 +879,25 @@ async def test_current_session_in_run_sync_is_plain(app: App) -> None:
         assert await notes_of(app.ctx.db) == ["x"]
 
 
+class Reader:
+    """A dependency that finds its session by itself."""
+
+    def __init__(self, session: Session) -> None:
+        self.finds_its_own = current_session() is session
+
+
+async def test_current_session_of_a_dependency_is_in_the_form_of_the_handler(app: App) -> None:
+    """Its constructor runs in the bridge, before the handler is reached."""
+    app.ext.add_dependency(Reader)
+
+    @app.get("/")
+    def handler(request: Request, reader: Reader, session: Session) -> HTTPResponse:
+        return json(reader.finds_its_own)
+
+    async with serving(app) as client:
+        assert (await client.get("/")).json() is True
+
+
 async def test_current_session_beside_a_plain_handler_can_be_awaited(app: App) -> None:
     """Middleware and exception handlers get an AsyncSession, whatever form the handler has."""
     count = select(func.count()).select_from(Note)
@@ -1055,6 +1074,25 @@ async def test_the_context_has_the_session_of_each_database(two: App) -> None:
         assert (await client.post("/200")).json() == [True] * 5 + [False]
         assert await notes_of(two.ctx.db) == ["db"]
         assert await notes_of(two.ctx.reports) == ["reports"]
+
+
+async def test_an_exception_handler_commits_nothing_of_a_failed_commit(two: App) -> None:
+    """What one database has refused is stored in none, also where the error has a good answer."""
+
+    @two.post("/")
+    async def handler(request: Request) -> HTTPResponse:
+        request.ctx.reports_session.add(Note(text="reports"))
+        request.ctx.session.add_all([Note(id=1, text="db"), Note(id=1, text="again")])
+        return empty()
+
+    @two.exception(IntegrityError)
+    async def refused(request: Request, error: IntegrityError) -> HTTPResponse:
+        return empty()
+
+    async with serving(two) as client:
+        assert (await client.post("/")).status_code == 204
+        assert await notes_of(two.ctx.db) == []
+        assert await notes_of(two.ctx.reports) == []
 
 
 @pytest.mark.parametrize("wanted", [AsyncSession, ReportsAsyncSession])

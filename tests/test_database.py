@@ -1,6 +1,7 @@
 """The database of an app or a script: its sessions, its account of them, its end."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -50,6 +51,7 @@ from tests.databases import (
 )
 from tests.proxy import proxied
 from tests.servers import Server
+from tests.slow_sql import all_are_free
 
 ROOT = Path(__file__).parents[1]
 
@@ -476,7 +478,9 @@ async def test_the_start_waits_for_a_database_that_is_coming_up(
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+aiomysql", "postgresql+asyncpg"])
-async def test_the_start_gives_up_on_a_database_that_is_away(driver: str) -> None:
+async def test_the_start_gives_up_on_a_database_that_is_away(
+    driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """After STARTUP_TIMEOUT, with the reason and without the password."""
     database = Database(settings(f"{driver}://u:s3cret@127.0.0.1:1/d", startup_timeout=0.3))
     started = asyncio.get_running_loop().time()
@@ -484,6 +488,7 @@ async def test_the_start_gives_up_on_a_database_that_is_away(driver: str) -> Non
         await database.wait_until_up()
     assert 0.3 <= asyncio.get_running_loop().time() - started < 2
     assert "s3cret" not in str(caught.value)
+    assert caplog.text.count("waiting for it to come up") == 1
     await database.dispose()
 
 
@@ -802,6 +807,27 @@ async def test_settings_are_looked_up_when_they_are_needed(
 # SQLite
 
 
+async def test_a_database_in_memory_that_is_forgotten_leaves_no_file() -> None:
+    """Nobody disposed it, and nobody can any more."""
+    database = Database(settings("sqlite://"))
+    folder = Path(database.engine.url.database or "").parent
+    assert folder.is_dir()
+    del database
+    gc.collect()
+    assert not folder.exists()
+
+
+async def test_tables_that_are_there_are_not_created_again(database: Database) -> None:
+    """Neither are the app's own listeners called, which may fill new tables."""
+    created: list[object] = []
+    metadata = MetaData()
+    Table("shelf", metadata, Column("id", Integer, primary_key=True))
+    event.listen(metadata, "after_create", lambda *_, **__: created.append("tables"))
+    for _ in range(2):
+        await database.create_missing_tables(metadata)
+    assert created == ["tables"]
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 async def test_a_database_in_memory_is_shared_by_all_sessions(url: str) -> None:
     """Readers and writers at once see the same data, until the end; then it is gone."""
@@ -896,7 +922,7 @@ async def test_what_was_committed_is_known_whenever_the_task_is_cancelled(
     async with database.read_session() as session:
         names = (await session.scalars(select(Item.name).order_by(Item.id))).all()
     assert sorted(names) == sorted(f"item {number}" for number in known)
-    assert database.pool_status()["checked_out"] == 0
+    assert await all_are_free(database)
 
 
 @on_every_driver

@@ -419,6 +419,23 @@ async def test_a_decorated_handler_works_as_any_other(app: App) -> None:
         assert await notes_of(app.ctx.db) == ["async", "plain"]
 
 
+class Author:
+    """A dependency of these tests."""
+
+
+async def test_annotations_of_a_decorated_handler_may_be_text(app: App) -> None:
+    """sanic-ext resolves the others, too: what a module imports is known to its handlers."""
+    app.ext.add_dependency(Author)
+
+    @app.get("/")
+    @inject_session
+    async def handler(request: "Request", author: "Author", session: "Session") -> HTTPResponse:
+        return json([type(author).__name__, type(session).__name__])
+
+    async with serving(app) as client:
+        assert (await client.get("/")).json() == ["Author", "Session"]
+
+
 async def test_what_the_caller_passes_is_left_alone(app: App) -> None:
     """A session given by position or by name is used; nothing else is opened."""
 
@@ -563,8 +580,13 @@ async def test_an_app_without_a_database_is_told_so() -> None:
     async def function(session: AsyncSession) -> None:
         raise AssertionError("not reached")
 
-    with pytest.raises(ConfigurationError, match=r"app\.blueprint"):
-        await function()
+    @inject_session(app=app)
+    async def with_database(db: Database) -> None:
+        raise AssertionError("not reached")
+
+    for each in (function, with_database):
+        with pytest.raises(ConfigurationError, match=r"app\.blueprint"):
+            await each()
 
 
 async def test_annotations_that_cannot_be_resolved_are_explained(app: App) -> None:

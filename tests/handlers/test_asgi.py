@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sanic import HTTPResponse, Request, text
 from sanic.response import BaseHTTPResponse
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.databases import on_postgresql
@@ -160,12 +161,19 @@ async def test_asgi_request_that_is_cancelled(app: Shop, observer: Observer) -> 
 
 
 @on_postgresql
+@pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("asks", [True, False])
 async def test_asgi_request_that_is_cancelled_in_response_middleware(
-    app: Shop, observer: Observer, asks: bool
+    app: Shop, observer: Observer, asks: bool, before: bool
 ) -> None:
     """What the handler did stays; the session of the middleware is ended though nobody answers."""
     reached = asyncio.Event()
+
+    if before:
+
+        @app.on_request
+        async def begin(request: Request) -> None:
+            await request.ctx.session.execute(select(1))
 
     @app.middleware("response")
     async def after(request: Request, response: BaseHTTPResponse) -> None:

@@ -235,7 +235,12 @@ async def test_dependencies_are_done_again(database_url: str, observer: Observer
     """What a dependency did in the transaction that was rolled back is done again."""
     app = racing_app(database_url)
     rival = Rival(observer)
-    app.ext.add_dependency(Buyer, get_buyer)
+
+    async def get_named(request: Request, session: AsyncSession, name: str) -> Buyer:
+        await get_buyer(request, session)
+        return Buyer(f"the {name} eater")
+
+    app.ext.add_dependency(Buyer, get_named)
     buyers = []
 
     @app.post("/<name>")
@@ -249,7 +254,7 @@ async def test_dependencies_are_done_again(database_url: str, observer: Observer
 
     async with serving(app) as client:
         await stock_apples(app)
-        assert (await client.post("/apple")).text == "apple sold to Ann"
+        assert (await client.post("/apple")).text == "apple sold to the apple eater"
         assert len(buyers) == 2
         assert buyers[0] is not buyers[1]
         assert observer.names() == ["apple", "buyer"]

@@ -105,7 +105,7 @@ async def test_an_ambiguous_union_is_refused_at_start(app: App) -> None:
 
     message = await error_at_start(app)
     assert "app.either" in message
-    assert "'session: " in message
+    assert "'session: sqlalchemy.orm.session.Session | " in message
 
 
 async def test_an_unregistered_session_in_a_dependency_stops_the_start(app: App) -> None:
