@@ -19,6 +19,7 @@ import os
 import pkgutil
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ import sanic_db_bp
 from sanic_db_bp import DatabaseSettings, contrib
 from sanic_db_bp.contrib import migrations, testing
 from tests.serving import serving
-
-pytest_plugins = ["pytester"]
 
 PROJECT = Path(__file__).parents[1]
 START = PROJECT / "docs" / "start.md"
@@ -309,19 +308,22 @@ def page_ids(pages: list[Path]) -> list[Any]:
 
 
 def test_the_samples_of_the_guide_to_testing_pass(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are the tests of the app of the first page, one run for each file."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    pytester.makeini("[pytest]\nasyncio_mode = auto\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     app = "\n".join(source_of(block) for block in code_of(START))
-    (pytester.path / "app.py").write_text(app)
+    (tmp_path / "app.py").write_text(app)
     files = {str(block.file): block.text for block in code_of(PROJECT / "docs" / "testing.md")}
     for name, text in files.items():
-        (pytester.path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text)
     for name in files.keys() - {"conftest"}:
-        result = pytester.runpytest_subprocess("-p", "pytest_sanic_db_bp", f"{name}.py")
-        result.assert_outcomes(passed=files[name].count("def test_"))
+        command = [sys.executable, "-m", "pytest", "-p", "pytest_sanic_db_bp", f"{name}.py"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        outcomes = pytest.RunResult.parse_summary_nouns(ended.stdout.splitlines())
+        outcomes.pop("warnings", None)
+        assert outcomes == {"passed": files[name].count("def test_")}, ended.stdout
 
 
 def goes_on_from_start(page: Path) -> bool:
