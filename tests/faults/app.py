@@ -194,9 +194,11 @@ def status(_: Request) -> HTTPResponse:
     beats, app.ctx.beats = app.ctx.beats, app.ctx.beats[-1:]
     gaps = [after - before for before, after in pairwise(beats)]
     pages = int(Path("/proc/self/statm").read_text().split()[1])
+    reading = app.ctx.db.read_pool_status()
     return json(
         {
             **app.ctx.db.pool_status(),
+            "read_idle": 0 if reading is None else reading["idle"],
             "pid": os.getpid(),
             "live": len(app.ctx.db.live_units),
             "tasks": len(asyncio.all_tasks()),

@@ -85,5 +85,7 @@ async def test_what_the_app_holds_does_not_grow(target: Target) -> None:
         print("after the warm-up", before, "at the end", after)
         assert after["checked_out"] == 0
         assert after["tasks"] <= before["tasks"]
-        assert after["fds"] <= before["fds"] + POOL_SIZE - before["idle"]
+        # Both pools may have grown meanwhile.
+        opened = 2 * POOL_SIZE - before["idle"] - before["read_idle"]
+        assert after["fds"] <= before["fds"] + opened
         assert after["rss"] - before["rss"] < GROWTH
