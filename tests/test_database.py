@@ -509,6 +509,8 @@ async def test_the_start_tries_once_if_it_may_not_wait() -> None:
         ),
         ("", "'{}' cannot be opened: it is a folder. Add the name of a file"),
         ("loop.db", "'{}/loop.db' cannot be opened: it, or its folder, may not be used by this"),
+        # A URI of SQLite's own may mean more than a file.
+        ("file:none.db?mode=ro&uri=true", "OperationalError: unable to open database file"),
     ],
 )
 async def test_a_file_that_cannot_be_opened_is_named(
@@ -516,7 +518,8 @@ async def test_a_file_that_cannot_be_opened_is_named(
 ) -> None:
     """SQLite itself does not say which, and why; the line in the log comes at once."""
     (tmp_path / "loop.db").symlink_to("loop.db")
-    database = Database(settings(f"sqlite:///{tmp_path}/{path}", startup_timeout=0.1))
+    url = f"sqlite:///{path}" if path.startswith("file:") else f"sqlite:///{tmp_path}/{path}"
+    database = Database(settings(url, startup_timeout=0.1))
     with pytest.raises(DatabaseUnavailable) as caught:
         await database.wait_until_up()
     assert cause.format(tmp_path, tmp_path) in str(caught.value)

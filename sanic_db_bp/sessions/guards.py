@@ -93,15 +93,11 @@ def _alone(method: Callable[..., Any], *, forgets: bool, ends: bool = False) -> 
         elif ends and use.finished:
             return None
         else:
-            if task is None or use.used_by is not None or use.finished:
-                raise use.refusal(task)
-            use.used_by = task
+            use.enter(task)
             try:
                 result = method(self, *args, **kwargs)
             finally:
-                use.used_by = None
-                if use.freed is not None:
-                    use.leave()
+                use.leave()
             if use.unit.ready and not use.unit.ending:
                 use.unit.run_callbacks()
             if held_back and not use.unit.ending:

@@ -38,9 +38,9 @@ class SessionUse:
         "_async_session",
         "_connections",
         "_factory",
+        "_freed",
         "_isolation_level",
         "finished",
-        "freed",
         "made",
         "session",
         "unit",
@@ -60,8 +60,7 @@ class SessionUse:
         """The plain form, an empty shell until it is first used; nothing after the end."""
         self._async_session: AsyncSession | None = None
         self._connections: list[Connection] = []
-        self.freed: asyncio.Future[None] | None = None
-        """What the end waits for while another task still uses the session."""
+        self._freed: asyncio.Future[None] | None = None
 
     @property
     def database(self) -> str:
@@ -98,11 +97,10 @@ class SessionUse:
             SessionFinished, ConcurrentSessionUse, SessionOutsideBridge: it may not use it.
         """
         if task is None or self.used_by is not None or self.finished:
-            raise self.refusal(task)
+            raise self._refusal(task)
         self.used_by = task
 
-    def refusal(self, task: asyncio.Task[Any] | None) -> SessionError:
-        """Return the error that a task may not use the session."""
+    def _refusal(self, task: asyncio.Task[Any] | None) -> SessionError:
         if self.finished:
             return SessionFinished(self.database)
         if task is None and current_task() is None:
@@ -114,8 +112,8 @@ class SessionUse:
     def leave(self) -> None:
         """Let other tasks use the session again."""
         self.used_by = None
-        if self.freed is not None and not self.freed.done():
-            self.freed.set_result(None)
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
 
     def connected(self, connection: Connection) -> None:
         """Take note of a connection, so that it can be discarded if all else fails."""
@@ -159,14 +157,14 @@ class SessionUse:
 
     def _wait_until_free(self) -> bool:
         """Wait for the task that uses the session; in the end its statement is cancelled."""
-        self.freed = asyncio.get_running_loop().create_future()
-        await_only(asyncio.wait({self.freed}, timeout=STILL_IN_USE))
+        self._freed = asyncio.get_running_loop().create_future()
+        await_only(asyncio.wait({self._freed}, timeout=STILL_IN_USE))
         if self.used_by is not None:
             await_only(self._cancel_use())
-        return self.freed.done()
+        return self._freed.done()
 
     async def _cancel_use(self) -> None:
         assert self.used_by is not None
-        assert self.freed is not None
+        assert self._freed is not None
         self.used_by.cancel()
-        await asyncio.wait({self.freed}, timeout=STILL_IN_USE)
+        await asyncio.wait({self._freed}, timeout=STILL_IN_USE)

@@ -369,7 +369,8 @@ async def test_an_error_that_is_no_database_error_is_told_with_its_line(tmp_path
     with pytest.raises(SystemExit) as failure:
         await run(app, "db-upgrade")
     message = str(failure.value.code)
-    assert re.search(r"_by_hand\.py:\d+: NotImplementedError: not without a backup\n", message)
+    what = "the migration failed: NotImplementedError: not without a backup"
+    assert re.search(rf"_by_hand\.py:\d+: {what}\n", message)
 
 
 async def test_an_error_of_the_apps_own_code_keeps_its_traceback(tmp_path: Path) -> None:
