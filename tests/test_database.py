@@ -844,7 +844,9 @@ async def test_a_database_in_memory_is_shared_by_all_sessions(url: str) -> None:
     assert await count(database) == 2
     with pytest.raises(DBAPIError, match="no such table"):
         await count(other)
+    folder = Path(database.engine.url.database or "").parent
     await database.dispose()
+    assert not folder.exists()
     with pytest.raises(DBAPIError, match="no such table"):
         await count(database)
     await database.dispose()
