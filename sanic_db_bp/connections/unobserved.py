@@ -21,6 +21,8 @@ class UnobservedConnection(Connection):
         _has_events: bool | None = None,
         **options: Any,
     ) -> None:
-        if _has_events is None and not (engine._has_events or self._has_events):
+        # Of the class only where somebody listens to all connections.
+        listened = engine._has_events or getattr(type(self), "_has_events", False)
+        if _has_events is None and not listened:
             _has_events = False
         super().__init__(engine, connection, _has_events, **options)
