@@ -100,7 +100,7 @@ class AppServer:
     def _wait_for(self, text: str, count: int, within: float) -> None:
         deadline = time.monotonic() + within
         with self._news:
-            while sum(text in line for line in self.log) < count:
+            while sum(line.count(text) for line in self.log) < count:
                 left = deadline - time.monotonic()
                 assert left > 0, f"not logged: {text}"
                 assert self.process.poll() is None, f"ended with {self.process.returncode}"
