@@ -228,7 +228,7 @@ class _Uninterrupted(Awaitable[T]):
                     self._asyncio_future_blocking = True
                     try:
                         yield self
-                    except BaseException:
+                    except (Exception, asyncio.CancelledError):
                         # The error of the future comes out of the next step.
                         if not future.done():
                             raise

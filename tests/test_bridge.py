@@ -912,23 +912,40 @@ def test_uninterrupted_waits_for_nothing_more_once_its_time_is_up(run: Run) -> N
     run(main())
 
 
-def test_uninterrupted_can_be_closed(run: Run) -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_uninterrupted_can_be_closed(run: Run, answered: bool) -> None:
     """A coroutine that nobody steps on ends where it is, and its work with it."""
     log: Log = []
 
-    async def work() -> None:
+    async def work(answer: asyncio.Future[None]) -> None:
         try:
-            await asyncio.get_running_loop().create_future()
+            await answer
+            await asyncio.sleep(5)
         finally:
             log.append("closed")
 
     async def main() -> None:
-        coroutine = uninterrupted(work(), within=5)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        coroutine = uninterrupted(work(answer), within=5)
         coroutine.send(None)
+        if answered:
+            answer.set_result(None)
         coroutine.close()
 
     run(main())
     assert log == ["closed"]
+
+
+def test_uninterrupted_ends_by_an_error_that_is_thrown_into_it(run: Run) -> None:
+    """Whoever steps on it may end it so, as any coroutine."""
+
+    async def main() -> None:
+        coroutine = uninterrupted(asyncio.get_running_loop().create_future(), within=5)
+        coroutine.send(None)
+        with pytest.raises(LookupError):
+            coroutine.throw(LookupError())
+
+    run(main())
 
 
 def test_what_was_cut_off_is_kept_until_it_has_ended(
