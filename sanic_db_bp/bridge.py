@@ -92,7 +92,6 @@ async def _run(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     worker = workers.pop() if workers else _Worker()
     worker.parent = driver = getcurrent()
     worker.gr_context = driver.gr_context
-    worker.task = driver.task if type(driver) is _Worker else current_task()
     waits_for = worker.switch(function, arguments)
     while waits_for is not _DONE:
         within = worker.uninterrupted_within
@@ -131,6 +130,8 @@ def bridged_task() -> asyncio.Task[Any] | None:
     worker = getcurrent()
     if type(worker) is _Worker:
         # asyncio's own look-up costs more, and this is asked for each statement.
+        if worker.task is None:
+            worker.task = current_task()
         return worker.task
     return current_task() if in_greenlet() else None
 

@@ -47,7 +47,6 @@ class UnitOfWork:
     __slots__ = (
         "_callbacks",
         "_cut",
-        "_live",
         "_read",
         "_write",
         "commits",
@@ -77,7 +76,6 @@ class UnitOfWork:
         self._callbacks: list[tuple[Callback, tuple[SessionTransaction, ...]]] = []
         self.ready: list[Callback] = []
         """What waits for the end of a COMMIT that has been."""
-        self._live = False
         self._cut = False
 
     @property
@@ -116,14 +114,13 @@ class UnitOfWork:
 
     def began(self) -> None:
         """Called when a session of it is first used."""
-        if not self.finished and not self._live:
-            self._live = True
+        if not self.finished:
             self.database.live_units.add(self)
 
     @property
     def in_transaction(self) -> bool:
         """Whether anything would be lost by a rollback."""
-        return self._write is not None and self._write.in_transaction is not None
+        return self._write is not None and self._write.transacting is not None
 
     def commit(self) -> None:
         """Commit what was done and end the unit of work.
@@ -134,25 +131,24 @@ class UnitOfWork:
             SessionFinished: the transaction was cut off by :meth:`discard`.
             Exception: whatever the database raises; nothing of the transaction remains.
         """
-        if self._live:
-            try:
-                write, read = self._write, self._read
-                for use in (write, read):
-                    if use is not None and use.used_by is not None:
-                        raise ConcurrentSessionUse(self.database.name)
-                if read is not None:
-                    if (session := read.in_transaction) is not None:
-                        session.flush()
-                    # What comes after the COMMIT may wait for a connection, and must hold none.
-                    read.close()
-                if write is not None and (session := write.in_transaction) is not None:
-                    self.ending = True
-                    session.commit()
-            except BaseException:
-                self.rollback()
-                raise
-        elif self._cut:
+        if self._cut:
             raise SessionFinished(self.database.name)
+        try:
+            write, read = self._write, self._read
+            for use in (write, read):
+                if use is not None and use.used_by is not None:
+                    raise ConcurrentSessionUse(self.database.name)
+            if read is not None:
+                if (session := read.transacting) is not None:
+                    session.flush()
+                # What comes after the COMMIT may wait for a connection, and must hold none.
+                read.close()
+            if write is not None and (session := write.transacting) is not None:
+                self.ending = True
+                session.commit()
+        except BaseException:
+            self.rollback()
+            raise
         if self._callbacks:
             self._call_after_commit()
         self._end()
@@ -168,7 +164,7 @@ class UnitOfWork:
             Exception: whatever the database raises.
         """
         for use in (self._write, self._read):
-            if use is not None and (session := use.in_transaction) is not None:
+            if use is not None and (session := use.transacting) is not None:
                 session.flush()
 
     def rollback(self) -> None:
@@ -183,7 +179,7 @@ class UnitOfWork:
         for use in (self._write, self._read):
             if use is not None:
                 use.discard()
-        self.ended()
+        self.database.live_units.discard(self)
 
     def _end(self) -> None:
         self.finished = True
@@ -197,8 +193,7 @@ class UnitOfWork:
                     read.close()
             finally:
                 self._write = self._read = None
-                if self._live:
-                    self.ended()
+                self.database.live_units.discard(self)
 
     def on_commit(self, callback: Callback) -> None:
         """Call something after the next successful COMMIT, and never after a rollback.
@@ -217,12 +212,6 @@ class UnitOfWork:
             savepoints.append(transaction)
             transaction = transaction.parent
         self._callbacks.append((callback, tuple(savepoints)))
-
-    def ended(self) -> None:
-        """Called when nothing is open any more."""
-        if self._live:
-            self._live = False
-            self.database.live_units.discard(self)
 
     def committed(self) -> None:
         """Called after the COMMIT, while the transaction is still being put away."""

@@ -8,7 +8,6 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, ismethod
-from types import CoroutineType
 from typing import Any, TypeVar, cast, overload
 
 from sanic import Request
@@ -92,7 +91,7 @@ def _watched(wrapped: Wrapped) -> Handler:
             request.units_of_work.reached(NO_PLAN)
         try:
             response = handler(request, *args, **kwargs)
-            if isinstance(response, CoroutineType) or isawaitable(response):
+            if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
                 response = await response
         except BaseException as error:
             request._handling = False
@@ -140,7 +139,7 @@ async def _run(
     while True:
         try:
             response = handler(request, *args, **kwargs)
-            if isinstance(response, CoroutineType) or isawaitable(response):
+            if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
                 response = await response
         except BaseException as error:
             if not retries or not _may_run_again(request, scope, error):

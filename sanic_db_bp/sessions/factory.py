@@ -13,7 +13,7 @@ from ..bridge import in_greenlet
 from .guards import guarded_class
 from .use import SessionUse
 
-S = TypeVar("S", bound=Session)
+S = TypeVar("S", bound=Session | AsyncSession)
 
 BUFFERED = {"prebuffer_rows": True}
 """As SQLAlchemy's asyncio sessions read: a result has no rows to wait for."""
@@ -76,8 +76,9 @@ class SessionFactory:
         self.database = database
         self._engine = engine
         self.session_class = guarded_class(session_class)
-        self._shell_class = _shell_class(self.session_class)
+        self._shell_class = _shell_class(self.session_class, _make_of_its_use)
         self._async_session_class = _direct_class(async_session_class)
+        self._async_shell_class = _shell_class(self._async_session_class, self._make_async)
         self._expire_on_commit = expire_on_commit
 
     def shell(self, use: SessionUse) -> Session:
@@ -94,22 +95,33 @@ class SessionFactory:
         shell.__class__ = self.session_class
         self.session_class.__init__(shell, bind, expire_on_commit=self._expire_on_commit)
 
-    def make_async(self, session: Session) -> AsyncSession:
-        """Return the asyncio form of a session."""
+    def async_shell(self, session: Session) -> AsyncSession:
+        """Return the asyncio form of a session, which is made at its first use too."""
+        shell = self._async_shell_class.__new__(self._async_shell_class)
+        shell.__dict__["_form_of"] = session
+        return shell
+
+    def _make_async(self, shell: AsyncSession) -> None:
+        session = shell.__dict__.pop("_form_of")
         as_class = cast(type[Session], lambda **_: session)
-        return self._async_session_class(self._engine, sync_session_class=as_class)
+        shell.__class__ = self._async_session_class
+        self._async_session_class.__init__(shell, self._engine, sync_session_class=as_class)
 
 
-def _shell_class(guarded: type[S]) -> type[S]:
+def _make_of_its_use(shell: Session) -> None:
+    use: SessionUse = shell.__dict__["unit_of_work_use"]
+    use.make(shell)
+
+
+def _shell_class(made: type[S], make: Callable[[S], None]) -> type[S]:
     """Return the class of sessions that cost nothing until they are used."""
 
     def make_first(self: Any, name: str) -> Any:
-        use: SessionUse = self.__dict__["unit_of_work_use"]
-        use.make(self)
+        make(self)
         return getattr(self, name)
 
-    methods = {"__module__": guarded.__module__, "__getattr__": make_first}
-    return cast(type[S], type(guarded.__name__, (guarded,), methods))
+    methods = {"__module__": made.__module__, "__getattr__": make_first}
+    return cast(type[S], type(made.__name__, (made,), methods))
 
 
 def _direct_class(async_session_class: type[AsyncSession]) -> type[AsyncSession]:

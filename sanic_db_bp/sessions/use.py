@@ -72,17 +72,20 @@ class SessionUse:
         self.made = True
         self.unit.began()
         self._factory.make(shell, self._isolation_level)
+        if self._async_session is not None:
+            # From now on SQLAlchemy's own look-ups find the asyncio form by the plain one.
+            _ = self._async_session.sync_session
 
     @property
     def async_session(self) -> AsyncSession:
         """The asyncio form of the same session."""
         if self._async_session is None:
             assert self.session is not None
-            self._async_session = self._factory.make_async(self.session)
+            self._async_session = self._factory.async_shell(self.session)
         return self._async_session
 
     @property
-    def in_transaction(self) -> Session | None:
+    def transacting(self) -> Session | None:
         """The session, if it has a transaction under way."""
         session = self.session
         return session if self.made and session is not None and session.in_transaction() else None
