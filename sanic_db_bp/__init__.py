@@ -16,7 +16,7 @@ from .exceptions import (
     SessionOutsideBridge,
 )
 from .handling.handlers import transactional
-from .inject_session import inject_session
+from .injection import inject_session
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
 

@@ -14,12 +14,13 @@ from sanic.exceptions import SanicException
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from .bridge import bridged
-from .database import Database
-from .exceptions import ConfigurationError
-from .handling.request import ScopedRequest, scope_of
-from .injection import Injectables, hints_of, without_none
-from .unit_of_work import UnitOfWork, block_units
+from ..bridge import bridged
+from ..database import Database
+from ..exceptions import ConfigurationError
+from ..handling.request import ScopedRequest, scope_of
+from ..unit_of_work import UnitOfWork, block_units
+from .annotations import hints_of, without_none
+from .injectables import Injectables
 
 P = ParamSpec("P")
 T = TypeVar("T")
