@@ -25,7 +25,7 @@ from .bridge import run_in_bridge
 from .connections.pool import PoolStatus, close_connections, status_of
 from .dialects import Backend, backend_of, is_memory, parse_url
 from .end_of_loop import EndOfLoop
-from .engine import make_engine, pool_limit, share_of
+from .engine import make_engine, share_of
 from .exceptions import ConfigurationError, DatabaseUnavailable, SessionError
 from .live_units import LiveUnits
 from .observers import FindOrigin, Observer
@@ -152,11 +152,6 @@ class Database:
             observer.engine_made(self, engine, read_only=read_only)
         event.listen(engine.sync_engine, "connect", self._end.comes_with_the_loop)
         return engine
-
-    def most_connections(self, *, read_only: bool = False) -> int | None:
-        """Return how many connections one worker opens at most, or None if nobody can tell."""
-        connections = share_of(self.settings, self.workers, read_only=read_only)
-        return pool_limit(self.settings, self.backend, connections, read_only=read_only)
 
     async def allowed_connections(self) -> int | None:
         """Ask the server how many connections it allows to the user of the URL.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 
 from .database import Database
+from .engine import pool_limit, share_of
 from .exceptions import ConfigurationError, DatabaseUnavailable
 
 logger = logging.getLogger("sanic.root.db")
@@ -69,11 +70,17 @@ async def _tell(databases: Sequence[Database]) -> None:
 
 
 def _needed(database: Database) -> int | None:
-    pools = [database.most_connections()]
+    pools = [_most_connections(database)]
     if database.settings.read_url is None:
-        pools.append(database.most_connections(read_only=True))
+        pools.append(_most_connections(database, read_only=True))
     known = [pool for pool in pools if pool is not None]
     return database.workers * sum(known) if len(known) == len(pools) else None
+
+
+def _most_connections(database: Database, *, read_only: bool = False) -> int | None:
+    """Return how many connections one worker opens at most, or None if nobody can tell."""
+    share = share_of(database.settings, database.workers, read_only=read_only)
+    return pool_limit(database.settings, database.backend, share, read_only=read_only)
 
 
 async def _allowed(database: Database) -> int | None:
