@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from ..bridge import in_greenlet
-from .guards import guarded_class
+from .guards import guarded_class, use_of
 from .use import SessionUse
 
 S = TypeVar("S", bound=Session | AsyncSession)
@@ -109,8 +109,7 @@ class SessionFactory:
 
 
 def _make_of_its_use(shell: Session) -> None:
-    use: SessionUse = shell.__dict__["unit_of_work_use"]
-    use.make(shell)
+    use_of(shell).make(shell)
 
 
 def _shell_class(made: type[S], make: Callable[[S], None]) -> type[S]:

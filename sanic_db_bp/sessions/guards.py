@@ -153,21 +153,21 @@ def _joining(begin: Callable[[Any, bool], SessionTransaction]) -> Callable[..., 
 
 
 def _after_begin(session: Any, _transaction: object, connection: Connection) -> None:
-    session.unit_of_work_use.connected(connection)
+    use_of(session).connected(connection)
 
 
 def _after_commit(session: Any) -> None:
     if not session.in_nested_transaction():
-        session.unit_of_work_use.unit.committed()
+        use_of(session).unit.committed()
 
 
 def _after_soft_rollback(session: Any, transaction: SessionTransaction) -> None:
-    session.unit_of_work_use.unit.rolled_back(transaction)
+    use_of(session).unit.rolled_back(transaction)
 
 
 def _after_transaction_end(session: Any, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        use: SessionUse = session.unit_of_work_use
+        use = use_of(session)
         use.unit.transaction_ended()
         if use.used_by is None:
             # Committed by the transaction's own method, not by the session's.
