@@ -35,16 +35,15 @@ IMPORTS = {
 
 def round_trips(databases: Databases, contenders: Iterable[str]) -> ByContender:
     """Count the round trips of a request, by contender and workload."""
+    counts: ByContender = {}
     with proxied(databases.url("postgresql")) as proxy:
-        counts = {}
         for name in contenders:
+            asked = [WORKLOADS[each] for each in COUNTED if name in WORKLOADS[each].contenders]
+            if not asked:
+                continue
             with serving(name, proxy.url) as server:
-                counts[name] = {
-                    workload.name: _round_trips(workload, server, proxy)
-                    for workload in map(WORKLOADS.__getitem__, COUNTED)
-                    if name in workload.contenders
-                }
-        return {name: counted for name, counted in counts.items() if counted}
+                counts[name] = {each.name: _round_trips(each, server, proxy) for each in asked}
+    return counts
 
 
 def _round_trips(workload: Workload, server: RunningServer, proxy: RunningProxy) -> float:

@@ -67,6 +67,7 @@ class Report:
         parts = {
             "targets": self._targets(),
             "work": self._workloads(each.name for each in TARGETS),
+            "parts": self._workloads(["parts"]),
             "techempower": self._workloads(_starting_with("te-")),
             "sqlite": self._workloads(_starting_with("sqlite-")),
             "in-flight": self._workloads(_starting_with("in-flight-")),

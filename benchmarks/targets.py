@@ -86,6 +86,7 @@ TARGETS = [
     Target("plain", "plain_with_blueprint", "plain", 0.99),
     Target("unused", "session", "injected_trivial", 5.0, MORE_CPU),
     Target("unused", "async_session", "injected_trivial", 5.0, MORE_CPU),
+    Target("parts", "with_part:imported", "session", 0.99),
     Target("read-by-key", "read_session", "best", 10.0, OVERHEAD),
     Target("read-by-key", "read_session", "raw_asyncpg", None),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .contenders import PEERS
+from .contenders import PARTS, PEERS, WITH_PART
 from .models import TWENTY, WORLDS
 
 Where = Literal["postgresql", "far", "sqlite"]
@@ -122,6 +122,13 @@ TARGETS = [
     ),
 ]
 
+OPTIONAL_PARTS = Workload(
+    "parts",
+    "Read one row by key",
+    READ,
+    ("session", *(f"{WITH_PART}{part}" for part in PARTS)),
+)
+
 TECHEMPOWER = [
     Workload(
         "te-single",
@@ -195,4 +202,4 @@ GROWTH = [
     ),
 ]
 
-WORKLOADS = {each.name: each for each in (*TARGETS, *TECHEMPOWER, *SQLITE, *GROWTH)}
+WORKLOADS = {each.name: each for each in (*TARGETS, OPTIONAL_PARTS, *TECHEMPOWER, *SQLITE, *GROWTH)}

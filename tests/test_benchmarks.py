@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import PAGE, main, parts_of
-from benchmarks.contenders import LABELS, PEERS
+from benchmarks.contenders import LABELS, PEERS, with_part
 from benchmarks.databases import databases, sqlite
 from benchmarks.load import Load, python_client
 from benchmarks.proxy import proxied
@@ -39,8 +39,10 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.mark.parametrize("name", sorted(LABELS.keys() - PEERS))
 def test_every_contender_is_a_module_that_makes_an_app(name: str) -> None:
-    """The names that the command line takes are those of the modules."""
-    assert callable(import_module(f"benchmarks.contenders.{name}").create_app)
+    """The names that the command line takes are those of the modules, with a part perhaps."""
+    module, _, part = name.partition(":")
+    assert callable(import_module(f"benchmarks.contenders.{module}").create_app)
+    assert not part or part in with_part.INSTALL
 
 
 def test_every_workload_is_for_contenders_that_are_there() -> None:

@@ -6,7 +6,7 @@ Every app has `/plain`; the others a contender has as far as they make sense for
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -21,11 +21,13 @@ class Options:
         url: the database, with its asyncio driver.
         pool_size: connections of each pool; none of the pools may open more.
         more_routes: routes to add that nobody asks for.
+        part: the optional part of this package that is in use.
     """
 
     url: str
     pool_size: int = 16
     more_routes: int = 0
+    part: str | None = None
 
 
 ASGIApp = Callable[..., Any]
@@ -47,11 +49,29 @@ LABELS = {
 }
 """The modules, with the names that reports give them."""
 
+PARTS = {
+    "imported": "every optional part imported, all off",
+    "slow_log": "`SLOW_QUERY_MS`",
+    "errors": "`contrib.errors`",
+    "held_connections": "`contrib.held_connections`",
+    "n_plus_one": "`contrib.n_plus_one`",
+    "server_timing": "`contrib.server_timing`",
+    "sql_comments": "`contrib.sql_comments`",
+    "prometheus": "`contrib.prometheus`",
+    "opentelemetry": "`contrib.opentelemetry`",
+}
+"""The optional parts that see every request, or every statement."""
+
+WITH_PART = "with_part:"
+LABELS |= {f"{WITH_PART}{part}": f"`Session`, {label}" for part, label in PARTS.items()}
+
 PEERS = ("fastapi_depends", "litestar_alchemy")
 """Those that need packages of the dependency group `bench`."""
 
 
 def create_app(name: str, options: Options) -> Sanic[Any, Any] | ASGIApp:
     """Make the app of a contender."""
-    app: Sanic[Any, Any] | ASGIApp = import_module(f"{__name__}.{name}").create_app(options)
+    module, _, part = name.partition(":")
+    made_by: Any = import_module(f"{__name__}.{module}")
+    app: Sanic[Any, Any] | ASGIApp = made_by.create_app(replace(options, part=part or None))
     return app
