@@ -32,54 +32,61 @@ def guard_commits(engine: AsyncEngine, backend: Backend) -> None:
     ROLLBACK of the pool is left out after a COMMIT: most drivers ask the server for it.
     """
     dialect: Any = engine.dialect
-    begin, commit, rollback = dialect.do_begin, dialect.do_commit, dialect.do_rollback
+    guard = _Guard(dialect, backend)
+    dialect.do_begin = guard.begin
+    dialect.do_commit = uncancelled(guard.commit, within=FINISH_WITHIN)
+    dialect.do_rollback = guard.roll_back_what_is_begun
+    event.listen(engine.sync_engine, "handle_error", guard.note)
 
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def note(context: ExceptionContext) -> None:
+
+class _Guard:
+    """What an engine's dialect does in place of its own BEGIN, COMMIT and ROLLBACK."""
+
+    def __init__(self, dialect: Any, backend: Backend) -> None:
+        self._do_begin, self._do_commit = dialect.do_begin, dialect.do_commit
+        self._do_rollback = dialect.do_rollback
+        self._backend = backend
+        self._roll_back_to_the_end = uncancelled(self._roll_back, within=FINISH_WITHIN)
+
+    def begin(self, dbapi_connection: Any) -> None:
+        _notes(dbapi_connection).pop(COMMITTED, None)
+        self._do_begin(dbapi_connection)
+
+    def note(self, context: ExceptionContext) -> None:
         connection = context.connection
         failed_commit = context.statement is None
         if failed_commit or connection is None or connection.closed or in_autocommit(connection):
             return
-        if backend.may_end_transaction(connection, context.original_exception):
+        if self._backend.may_end_transaction(connection, context.original_exception):
             _notes(connection.connection)[DOUBTFUL] = True
 
-    def begin_another(dbapi_connection: Any) -> None:
-        _notes(dbapi_connection).pop(COMMITTED, None)
-        begin(dbapi_connection)
-
-    def commit_what_is_whole(dbapi_connection: Any) -> None:
+    def commit(self, dbapi_connection: Any) -> None:
         notes = _notes(dbapi_connection)
         try:
-            if DOUBTFUL in notes and not backend.is_whole(dbapi_connection):
+            if DOUBTFUL in notes and not self._backend.is_whole(dbapi_connection):
                 raise PendingRollbackError(
                     "a statement failed, and its transaction with it; its error was caught, and "
                     "what was done before it would be lost in silence. Let the error out, or catch "
                     f"it outside of a savepoint: 'with session.begin_nested()'\n"
                     f"{link_to('caught-error')}"
                 )
-            commit(dbapi_connection)
+            self._do_commit(dbapi_connection)
             notes.pop(DOUBTFUL, None)
             notes[COMMITTED] = True
         except BaseException:
             # In SQLite the transaction goes on after a failed COMMIT, and SQLAlchemy takes it for
             # ended; elsewhere this does nothing.
             with suppress(Exception):
-                roll_back(dbapi_connection)
+                self._roll_back(dbapi_connection)
             raise
 
-    def roll_back(dbapi_connection: Any) -> None:
+    def _roll_back(self, dbapi_connection: Any) -> None:
         _notes(dbapi_connection).pop(DOUBTFUL, None)
-        rollback(dbapi_connection)
+        self._do_rollback(dbapi_connection)
 
-    uncancelled_rollback = uncancelled(roll_back, within=FINISH_WITHIN)
-
-    def roll_back_what_is_begun(dbapi_connection: Any) -> None:
+    def roll_back_what_is_begun(self, dbapi_connection: Any) -> None:
         if COMMITTED not in _notes(dbapi_connection):
-            uncancelled_rollback(dbapi_connection)
-
-    dialect.do_begin = begin_another
-    dialect.do_commit = uncancelled(commit_what_is_whole, within=FINISH_WITHIN)
-    dialect.do_rollback = roll_back_what_is_begun
+            self._roll_back_to_the_end(dbapi_connection)
 
 
 def _notes(dbapi_connection: Any) -> dict[str, object]:
