@@ -712,8 +712,9 @@ def test_the_event_loop_is_never_blocked(run: Run, database_url: str) -> None:
 
     gaps = run(main())
     assert len(gaps) > 20
-    # 100 calls that blocked would leave as many gaps of half a second; a busy machine leaves a few.
-    assert sum(gap > 0.4 for gap in gaps) < 20
+    assert sorted(gaps)[len(gaps) * 9 // 10] < 0.1
+    # 100 calls that blocked would leave as many gaps of half a second; a busy machine leaves one.
+    assert sum(gap > 0.4 for gap in gaps) <= 2
 
 
 async def work_of(seconds: float, log: Log) -> str:
