@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import (
     Column,
+    Connection,
     Integer,
     MetaData,
     NullPool,
@@ -479,16 +480,26 @@ async def test_the_start_waits_for_a_database_that_is_coming_up(
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+aiomysql", "postgresql+asyncpg"])
 async def test_the_start_gives_up_on_a_database_that_is_away(
-    driver: str, caplog: pytest.LogCaptureFixture
+    driver: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After STARTUP_TIMEOUT, with the reason and without the password."""
+    """After STARTUP_TIMEOUT and few attempts, with the reason and without the password."""
     database = Database(settings(f"{driver}://u:s3cret@127.0.0.1:1/d", startup_timeout=0.3))
+    attempts = 0
+    ping = database.ping
+
+    async def counted() -> float:
+        nonlocal attempts
+        attempts += 1
+        return await ping()
+
+    monkeypatch.setattr(database, "ping", counted)
     started = asyncio.get_running_loop().time()
     with pytest.raises(DatabaseUnavailable, match="connecting failed") as caught:
         await database.wait_until_up()
     assert 0.3 <= asyncio.get_running_loop().time() - started < 2
     assert "s3cret" not in str(caught.value)
     assert caplog.text.count("waiting for it to come up") == 1
+    assert 2 <= attempts <= 3
     await database.dispose()
 
 
@@ -545,6 +556,24 @@ async def test_the_start_gives_up_on_a_database_that_never_answers(driver: str) 
     for client in clients:
         client.transport.abort()
     await asyncio.gather(*[each.wait_closed() for each in clients], return_exceptions=True)
+
+
+async def test_pending_migrations_are_asked_for_on_a_given_connection(
+    database: Database,
+) -> None:
+    """Whoever has one already does not wait for another, of which there may be none."""
+    asked: list[object] = []
+
+    def find_pending(connection: Connection) -> list[str]:
+        asked.append(connection)
+        assert database.pool_status()["checked_out"] == 1
+        return ["second"]
+
+    database.find_pending = find_pending
+    async with database.engine.connect() as connection:
+        assert await database.pending_migrations(connection) == ["second"]
+        assert asked == [connection.sync_connection]
+    assert await database.pending_migrations() == ["second"]
 
 
 @on_every_driver

@@ -576,7 +576,7 @@ async def test_registering_after_the_end_is_refused(database: Database) -> None:
 
 
 async def test_a_session_in_use_at_the_end_fails_the_unit_of_work(database: Database) -> None:
-    """The task that still uses it is waited for; then everything is rolled back."""
+    """The task that still uses it is waited for; then everything is rolled back, nothing cut."""
     tasks: list[asyncio.Task[Any]] = []
     sessions: list[AsyncSession] = []
 
@@ -590,6 +590,7 @@ async def test_a_session_in_use_at_the_end_fails_the_unit_of_work(database: Data
     with pytest.raises(ConcurrentSessionUse):
         await work()
     assert await all_are_free(database)
+    assert database.pool_status()["idle"] == 1, "the connection was cut"
     await tasks[0]
     with pytest.raises(SessionFinished):
         await sessions[0].execute(ONE)

@@ -7,6 +7,7 @@ import pytest
 from sanic import HTTPResponse, Request, json, text
 from sqlalchemy import select
 from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -255,6 +256,29 @@ async def test_a_connection_that_is_lost_is_answered_with_503(
         assert line.exc_info is None
         kills = False
         assert (await client.get("/")).status_code == 200
+        await settled(app, observer)
+
+
+@on_servers
+async def test_an_app_learns_how_a_connection_was_lost(app: Shop, observer: Observer) -> None:
+    """Its own handler for the error, or its log of errors, has the driver's as the cause."""
+    causes: list[BaseException | None] = []
+
+    @app.get("/")
+    async def find(request: Request, session: AsyncSession) -> HTTPResponse:
+        observer.kill(await connection_id(session))
+        await session.scalars(select(Item.name))
+        return text("never")
+
+    @app.exception(DatabaseUnavailable)
+    async def lost(request: Request, error: DatabaseUnavailable) -> HTTPResponse:
+        causes.append(error.__cause__)
+        return text("lost", 503)
+
+    async with serving(app) as client:
+        response = await client.get("/")
+        assert (response.status_code, response.text) == (503, "lost")
+        assert isinstance(causes[0], DBAPIError)
         await settled(app, observer)
 
 
