@@ -79,6 +79,11 @@ class Proxy:
         for line in list(self._lines):
             line.cut()
 
+    def say(self, data: bytes) -> None:
+        """Send something to the app that it has not asked for, on every connection."""
+        for line in self._lines:
+            line.say(data)
+
     def freeze(self) -> None:
         """Let nothing through any more, and close nothing, as a network that lost its way."""
         self._thawed.clear()
@@ -179,6 +184,10 @@ class _Line:
         """Close both sides at once."""
         for _, writer in (self._app, self._database):
             writer.transport.abort()
+
+    def say(self, data: bytes) -> None:
+        """Send something to the app."""
+        self._app[1].write(data)
 
     async def _ask(self) -> None:
         source, target = self._app[0], self._database[1]

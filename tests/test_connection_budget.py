@@ -17,6 +17,7 @@ from sanic_db_bp import Database, DatabaseBlueprint, DatabaseSettings
 from sanic_db_bp.startup import tell_budget
 from tests.databases import on_every_driver_of_servers, on_postgresql
 from tests.processes import Process, free_port
+from tests.proxy import proxied
 from tests.serving import serving
 from tests.shop import Observer
 from tests.test_startup import APP, WORKERS
@@ -119,6 +120,30 @@ async def test_databases_of_one_server_share_what_it_allows(
 
 
 @on_postgresql
+async def test_servers_on_two_ports_share_nothing(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """Each of them is told by itself, although they have one host."""
+    async with proxied(database_url) as proxy:
+        lines = await told(make_database(database_url), make_database(proxy.url, "reports"))
+    names = [message.partition(":")[0] for _, message in lines]
+    assert names == ["database db", "database reports"]
+
+
+@on_postgresql
+async def test_a_limit_of_one_database_is_not_that_of_the_server(
+    told: Callable[..., Any], database_url: str
+) -> None:
+    """The widest of what is allowed counts."""
+    async with limited_to_five(database_url) as url:
+        wide = make_url(url).set(database="postgres").render_as_string(hide_password=False)
+        databases = make_database(url, pool_size=3), make_database(wide, "reports", pool_size=3)
+        ((level, message),) = await told(*databases)
+    assert level == "INFO"
+    assert f"up to 12 connections, all workers together, of {allowed_by(url)} that" in message
+
+
+@on_postgresql
 async def test_max_connections_is_kept(told: Callable[..., Any], database_url: str) -> None:
     """What is divided among workers does not add up to more."""
     database = make_database(database_url, workers=7, max_connections=80, pool_size=50)
@@ -213,3 +238,16 @@ async def test_a_limit_that_cannot_be_asked_for_is_told_as_unknown(
     assert unknown[1].startswith("database db: its limit of connections is unknown: ")
     assert "s3cr3t" not in unknown[1]
     assert budget[1] == "database db: up to 6 connections, all workers together"
+
+
+@on_postgresql
+async def test_a_server_that_does_not_know_its_limit_is_told_in_one_line(
+    told: Callable[..., Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is much like PostgreSQL: the error would have the statement in it."""
+    database = make_database(database_url)
+    monkeypatch.setattr(type(database.backend), "connection_limit", "SELECT nonsense")
+    (unknown, budget) = await told(database)
+    assert unknown[0] == budget[0] == "INFO"
+    assert "its limit of connections is unknown: " in unknown[1]
+    assert "\n" not in unknown[1]

@@ -1,6 +1,8 @@
 """What each database is asked for: its URL, driver, connect arguments, and which errors pass."""
 
 import asyncio
+import gc
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on, on_every_driver, on_every_driver_of_servers
+from tests.proxy import proxied
 from tests.shop import Observer, eventually
 
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg")
@@ -149,6 +152,16 @@ def test_parameters_of_libpq_alone_are_kept_from_asyncpg() -> None:
     assert url == f"postgresql+psycopg://u@h/d?{query}"
 
 
+def test_what_the_url_asks_of_libpq_is_kept() -> None:
+    """The package's own choice would take its place."""
+    asked = {"keepalives_idle": "5", "tcp_user_timeout": "1000", "connect_timeout": "3"}
+    query = "&".join(f"{name}={value}" for name, value in asked.items())
+    url, arguments = connect_args(f"postgresql+psycopg://u@h/d?{query}")
+    assert make_url(url).query == asked
+    assert not asked.keys() & arguments.keys()
+    assert arguments["keepalives_interval"] == 10
+
+
 def test_the_character_set_can_be_chosen() -> None:
     """MariaDB speaks utf8mb4 if the URL names no other."""
     assert connect_args("mysql+asyncmy://h/d")[1]["charset"] == "utf8mb4"
@@ -230,14 +243,91 @@ async def test_a_statement_ends_when_its_client_is_gone(database_url: str) -> No
 async def test_a_server_that_cannot_look_for_its_clients(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that refuses the parameter, as PostgreSQL 13 does, is connected to without it."""
+    """One that refuses the parameter, as PostgreSQL 13 does, is asked once, and then no more."""
     name = "client_connection_check_interval"
-    monkeypatch.setattr(postgresql, "LOOK_FOR_CLIENT", (name, "-1"))
     engine = engine_of(database_url)
-    async with engine.connect() as first, engine.connect() as second:
-        for connection in (first, second):
+    async with AsyncExitStack() as stack:
+        for value in ("-1", "1000"):
+            monkeypatch.setattr(postgresql, "LOOK_FOR_CLIENT", (name, value))
+            connection = await stack.enter_async_context(engine.connect())
             assert await connection.scalar(text(f"SHOW {name}")) == "0"
     await engine.dispose()
+
+
+@on("postgresql", every_driver=True)
+async def test_a_failed_connect_does_not_stop_the_look_for_clients(database_url: str) -> None:
+    """A database that is away has refused nothing: once it is back, it looks for its clients."""
+    async with proxied(database_url) as proxy:
+        await proxy.down()
+        engine = engine_of(proxy.url)
+        with pytest.raises(DatabaseUnavailable):
+            await engine.connect()
+        await proxy.up()
+        async with engine.connect() as connection:
+            asked = text("SHOW client_connection_check_interval")
+            assert await connection.scalar(asked) == "1s"
+        await engine.dispose()
+
+
+@on("mariadb", every_driver=True)
+async def test_a_server_that_is_not_heard_of_is_not_asked_to_kill_for_ever(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given up after a while, which is told, and nothing of it is left."""
+    monkeypatch.setattr("sanic_db_bp.dialects.mysql.KILL_WITHIN", 0.2)
+    caplog.set_level("INFO", "sanic.root.db")
+    observer = Observer(database_url)
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url)
+        connection = await engine.connect()
+        query = asyncio.create_task(connection.execute(text("SELECT SLEEP(5)")))
+        await eventually(lambda: observer.slow_queries() == 1, within=5)
+        proxy.freeze()
+        query.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await query
+        await eventually(lambda: any(each.startswith("KILL") for each in caplog.messages), within=3)
+        await eventually(lambda: not tasks_of("_kill"), within=3)
+        await connection.close()
+        await engine.dispose()
+
+
+def tasks_of(function: str) -> list[asyncio.Task[Any]]:
+    """Give the tasks of a coroutine function that are kept, those that are done too."""
+    gc.collect()
+    tasks = [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
+    return [each for each in tasks if getattr(each.get_coro(), "__name__", "") == function]
+
+
+# Which connections are dead
+
+
+async def test_a_connection_closed_behind_the_pools_back_is_known_to_be(database_url: str) -> None:
+    """Every driver tells in its own way, and says the same of one that is open."""
+    engine = engine_of(database_url)
+    is_closed = backend_of(engine.url).is_closed
+    async with engine.connect() as connection:
+        own: Any = (await connection.get_raw_connection()).driver_connection
+        assert not is_closed(own)
+        ended = own.close()
+        if ended is not None:
+            await ended
+        await eventually(lambda: is_closed(own))
+        await connection.invalidate()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql-psycopg", "mariadb-aiomysql"], indirect=True)
+async def test_an_idle_server_that_speaks_is_going_away(database_url: str) -> None:
+    """Its connection counts as closed before it is."""
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url)
+        async with engine.connect() as connection:
+            own: Any = (await connection.get_raw_connection()).driver_connection
+            proxy.say(b"goodbye")
+            await eventually(lambda: backend_of(engine.url).is_closed(own))
+            await connection.invalidate()
+        await engine.dispose()
 
 
 # Which errors are worth another try
@@ -283,6 +373,28 @@ async def test_a_serialization_failure_is_worth_another_try(database_url: str) -
     await engine.dispose()
 
 
+@on("mariadb", every_driver=True)
+async def test_a_lost_race_of_mariadb_is_worth_another_try(database_url: str) -> None:
+    """With the snapshots that are the default since 11.6, and for a lock that comes too late."""
+    begin = "SET innodb_lock_wait_timeout = 0, innodb_snapshot_isolation = ON"
+    engine = engine_of(database_url, connect_args={"init_command": begin})
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER)"))
+        await connection.execute(text("INSERT INTO t VALUES (1, 0)"))
+    async with engine.connect() as first, engine.connect() as second:
+        await second.execute(text("SELECT * FROM t"))
+        await update(first, 1)
+        with pytest.raises(DBAPIError, match="Lock wait timeout") as waited:
+            await update(second, 1)
+        await first.commit()
+        with pytest.raises(DBAPIError, match="Record has changed") as changed:
+            await update(second, 1)
+        for caught in (waited, changed):
+            assert backend_of(engine.url).is_retryable(caught.value)
+        await second.rollback()
+    await engine.dispose()
+
+
 async def test_a_busy_sqlite_file_is_worth_another_try(tmp_path: Path) -> None:
     """Another process writes: the lock is free again later."""
     url = f"sqlite:///{tmp_path / 'busy.db'}"
@@ -295,6 +407,26 @@ async def test_a_busy_sqlite_file_is_worth_another_try(tmp_path: Path) -> None:
     assert backend_of(waiter.url).is_retryable(caught.value)
     await holder.dispose()
     await waiter.dispose()
+
+
+async def test_a_snapshot_of_sqlite_that_is_too_old_is_worth_another_try(tmp_path: Path) -> None:
+    """Where the app itself has begun by a read, and another process wrote before it."""
+    url = f"sqlite:///{tmp_path / 'snapshot.db'}"
+    engine, writer = engine_of(url), engine_of(url)
+    async with writer.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (id INTEGER)"))
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("BEGIN"))
+        await connection.execute(text("SELECT * FROM t"))
+        async with writer.begin() as other:
+            await other.execute(text("INSERT INTO t VALUES (1)"))
+        with pytest.raises(DBAPIError, match="locked") as caught:
+            await connection.execute(text("INSERT INTO t VALUES (2)"))
+        assert backend_of(engine.url).is_retryable(caught.value)
+        await connection.execute(text("ROLLBACK"))
+    await engine.dispose()
+    await writer.dispose()
 
 
 async def test_other_errors_are_not_worth_another_try(database_url: str) -> None:

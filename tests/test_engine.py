@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Connection, NullPool, event, text
+from sqlalchemy import Connection, NullPool, event, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import parse_version_string
@@ -21,6 +21,7 @@ from sqlalchemy.util import parse_version_string
 from sanic_db_bp.bridge import run_in_bridge
 from sanic_db_bp.connections.pool import FairPool
 from sanic_db_bp.dialects import backend_of, parse_url
+from sanic_db_bp.dialects.sqlite import INTERRUPT_AFTER
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import ConfigurationError, DatabaseUnavailable
 from sanic_db_bp.settings import DatabaseSettings
@@ -467,6 +468,43 @@ async def test_connect_args_keep_the_timeouts(
     assert await ask(reading, "SHOW jit", "SHOW default_transaction_read_only") == ["off", "on"]
 
 
+@pytest.mark.parametrize(
+    ("database_url", "form"),
+    [
+        ("postgresql-asyncpg", lambda wanted: {"server_settings": wanted}),
+        (
+            "postgresql-psycopg",
+            lambda wanted: {"options": " ".join(f"-c {k}={v}" for k, v in wanted.items())},
+        ),
+    ],
+    ids=["asyncpg", "psycopg"],
+    indirect=["database_url"],
+)
+async def test_connect_args_win_over_all_but_reading_alone(
+    engine_of: Engines, database_url: str, form: Callable[[dict[str, str]], dict[str, Any]]
+) -> None:
+    """A read session does not write because somebody tuned the connections."""
+    wanted = {
+        "client_connection_check_interval": "5000",
+        "statement_timeout": "3000",
+        "default_transaction_read_only": "off",
+    }
+    reading = engine_of(database_url, read_only=True, connect_args=form(wanted))
+    assert await ask(reading, *(f"SHOW {name}" for name in wanted)) == ["5s", "3s", "on"]
+
+
+@on("postgresql", every_driver=True)
+async def test_options_in_the_url_win_over_no_setting(
+    engine_of: Engines, database_url: str
+) -> None:
+    """Nor do they make a read session write."""
+    options = "-c statement_timeout=1 -c default_transaction_read_only=off"
+    url = make_url(database_url).update_query_dict({"options": options})
+    reading = engine_of(url.render_as_string(hide_password=False), read_only=True)
+    questions = "SHOW statement_timeout", "SHOW default_transaction_read_only"
+    assert await ask(reading, *questions) == ["1min", "on"]
+
+
 @on_all
 async def test_echo_logs_every_statement(
     engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture
@@ -586,6 +624,22 @@ async def test_a_file_that_is_thrown_away_is_closed_although_it_is_cancelled(
     await busy
     await connection.close()
     await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+@on_sqlite
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_file_that_is_thrown_away_is_not_interrupted_past_its_end(
+    engine_of: Engines, database_url: str, caplog: pytest.LogCaptureFixture, closed: bool
+) -> None:
+    """It is closed by then, or was before, and to interrupt it would be an error in the log."""
+    connection = await engine_of(database_url).connect()
+    raw: Any = await connection.get_raw_connection()
+    if closed:
+        await raw.driver_connection.close()
+    await connection.invalidate()
+    await connection.close()
+    await asyncio.sleep(2 * INTERRUPT_AFTER)
+    assert caplog.messages == []
 
 
 async def test_an_error_can_be_told_without_its_parameters(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy.engine import URL
 
-from sanic_db_bp import Database, DatabaseSettings, InvalidSettings
+from sanic_db_bp import ConfigurationError, Database, DatabaseSettings, InvalidSettings
+from sanic_db_bp.dialects import parse_url
 
 ROOT = Path(__file__).parents[1]
 SECRET = "Tr0ub4dor-and-3"
@@ -241,6 +243,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         (" postgresql://u:p@h/d\n", "postgresql+asyncpg://u:p@h/d"),
         ("POSTGRESQL://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
         ("postgresql://[::1]:5432/d", "postgresql+asyncpg://[::1]:5432/d"),
+        ("postgresql://u@h/d?passfile=pass", "postgresql+asyncpg://u@h/d?passfile=pass"),
     ],
 )
 def test_urls_are_accepted_as_people_have_them(written: str, in_use: str) -> None:
@@ -357,6 +360,7 @@ def test_a_driver_that_blocks_is_refused_with_one_that_does_not(written: str, in
         "oracle+oracledb://u:{}@h/d",
         "postgresql://u:a@{}@h/d",
         "postgresql://h/d?sslpassword={}",
+        "postgresql://h/d?PASSWORD={}",
     ],
 )
 def test_what_is_no_usable_url_is_refused(written: str) -> None:
@@ -364,6 +368,20 @@ def test_what_is_no_usable_url_is_refused(written: str) -> None:
     error = refused(url=written.format(SECRET))
     assert [problem.variable for problem in error.problems] == ["SANIC_DB_URL"]
     assert SECRET not in str(error) + repr(error)
+
+
+def test_a_url_of_another_type_is_not_shown() -> None:
+    """Nor is what is no text: it may be one for somebody."""
+    error = refused(url=f"postgresql://u:{SECRET}@h/d".encode())
+    assert "a URL is a string, not bytes" in str(error)
+    assert SECRET not in str(error) + repr(error)
+
+
+def test_a_wrong_url_is_in_no_traceback() -> None:
+    """What stands in the place of the port may be the rest of a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_url(f"postgresql://u:p@h:{SECRET}/d")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_wrong_plain_url_is_told_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +408,15 @@ def test_the_password_completes_the_url() -> None:
     read_url = one.connection_url(read_only=True)
     assert read_url is not None
     assert read_url.password == "x"
+
+
+def test_the_password_wins_over_that_of_the_url() -> None:
+    """The URL may be that of an old configuration, the password the one of today."""
+    both = DatabaseSettings(url="postgresql://u:old@h/d", password="new")
+    for read_only in (False, True):
+        url = both.connection_url(read_only=read_only)
+        assert url is not None
+        assert url.password == "new"
 
 
 def test_without_a_read_url_reading_goes_to_the_database_itself() -> None:
@@ -449,6 +476,7 @@ def test_the_refusal_has_no_trace_of_its_origin() -> None:
     error = refused(url=f"mssql://u:{SECRET}@h/d")
     assert error.__cause__ is None
     assert error.__suppress_context__
+    assert SECRET not in str(refused(pool_size=SECRET).__context__)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -493,6 +521,13 @@ def test_a_secrets_folder_that_is_none_is_refused(tmp_path: Path, kind: str) -> 
     error = refused(secrets_dir=str(tmp_path / kind))
     assert [problem.variable for problem in error.problems] == ["SANIC_DB_SECRETS_DIR"]
     assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize("name", ["env_file", "secrets_dir"])
+def test_a_home_of_nobody_is_refused(name: str) -> None:
+    """No user of that name is here to have one."""
+    error = refused(**{name: "~nobody-of-this-name/shop"})
+    assert [problem.variable for problem in error.problems] == [f"SANIC_DB_{name.upper()}"]
 
 
 @pytest.mark.parametrize("value", [3, 1.5, ["a"], {"a": 1}, b"\xff"])
@@ -569,8 +604,10 @@ def test_what_is_dumped_tells_which_options_there_are() -> None:
 
 
 def test_credentials_among_the_parameters_are_used() -> None:
-    """libpq's form of a URL means the same as the usual one."""
+    """libpq's form of a URL means the same as the usual one, and the last of several counts."""
     assert url_in_use(url="postgresql://h/d?user=u&password=p") == ("postgresql+asyncpg://u:p@h/d")
+    several = "postgresql://h/d?user=x&user=u&password=x&password=p"
+    assert url_in_use(url=several) == "postgresql+asyncpg://u:p@h/d"
 
 
 unhurried = settings(

@@ -175,6 +175,19 @@ async def test_the_authorities_of_the_system_are_asked(
     assert await target.is_encrypted(**system)
 
 
+@pytest.mark.parametrize("mode", ["require", "verify-ca"])
+async def test_the_system_is_not_believed_without_the_name(
+    mariadb_with_tls: CertifiedMariaDB, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Where libpq would refuse the mode: anybody can have a certificate of a public authority."""
+    target = Target(mariadb_with_tls, "mysql+asyncmy")
+    monkeypatch.setenv("SSL_CERT_FILE", target.authority)
+    asked = {"sslmode": mode, "sslrootcert": "system"}
+    assert await target.is_encrypted(**asked)
+    with pytest.raises(DatabaseUnavailable, match=r"(?i)certificate"):
+        await target.is_encrypted(host="127.0.0.1", **asked)
+
+
 @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
 async def test_a_server_without_tls_is_left(mariadb_server: str, driver: str) -> None:
     """The drivers alone would go on in the clear."""

@@ -51,6 +51,12 @@ async def _come_too_late(session: AsyncSession, observer: Observer) -> None:
     await session.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 1"))
 
 
+async def _fill_the_lock_table(session: AsyncSession, _observer: Observer) -> None:
+    # The server's error and what it does, as its memory would not be full in a test's time.
+    await session.execute(text("ROLLBACK"))
+    await session.execute(text("SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1206"))
+
+
 async def _lose_a_deadlock(session: AsyncSession, observer: Observer) -> None:
     plum = "UPDATE item SET stock = stock + 1 WHERE id = 1"
     pears = "UPDATE item SET stock = stock + 1 WHERE id IN (2, 3, 4)"
@@ -79,6 +85,7 @@ _FATAL: list[tuple[str, Failure]] = [
     ("postgresql-psycopg", _abort),
     ("mariadb-asyncmy", _lose_a_deadlock),
     ("mariadb-asyncmy", _come_too_late),
+    ("mariadb-asyncmy", _fill_the_lock_table),
 ]
 
 ON_FATAL = pytest.mark.parametrize(

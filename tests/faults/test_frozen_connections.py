@@ -69,6 +69,17 @@ async def test_a_cancelled_statement_does_not_wait_for_its_driver(target: Target
         assert database.pool_status()["checked_out"] == 0
 
 
+async def test_a_timeout_of_the_app_stays_one(target: Target) -> None:
+    """Although the driver had to be cancelled once more, there was one cancellation to count."""
+    async with proxied(target.url) as proxy, _behind(proxy) as database:
+        await database.ping()
+        proxy.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await _execute(database)
+        assert database.pool_status()["checked_out"] == 0
+
+
 async def _execute(database: Database) -> None:
     async with database.session() as session:
         await session.execute(text("SELECT 1"))
