@@ -446,6 +446,8 @@ def test_connections_are_divided_among_workers_and_pools(
     database = Database(values, workers=workers)
     pools: list[Any] = [database.engine.pool, database.read_engine.pool]
     assert tuple(pool.size() + pool._max_overflow for pool in pools) == sizes
+    # SQLAlchemy takes a negative overflow for one without end.
+    assert min(pool._max_overflow for pool in pools) >= 0
     assert maximum is None or sum(sizes) * workers <= maximum
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import parse_version_string
 
 from sanic_db_bp.bridge import run_in_bridge
+from sanic_db_bp.connections import liveness
 from sanic_db_bp.connections.pool import FairPool
 from sanic_db_bp.dialects import backend_of, parse_url
 from sanic_db_bp.dialects.sqlite import INTERRUPT_AFTER
@@ -181,7 +182,7 @@ async def test_a_server_that_never_answers_is_given_up(engine_of: Engines, drive
     """The attempt to connect is bounded, also where the socket opens and nothing comes."""
     async with silent_server() as port, asyncio.timeout(4):
         engine = engine_of(f"{driver}://u@127.0.0.1:{port}/d?connect_timeout=1")
-        with pytest.raises(DatabaseUnavailable, match="connecting failed"):
+        with pytest.raises(DatabaseUnavailable, match=r"connecting failed: \w+: \w"):
             await engine.connect()
 
 
@@ -373,11 +374,23 @@ async def test_a_recycled_connection_is_replaced(engine_of: Engines, database_ur
     assert len(seen) == 2
 
 
-async def test_pre_ping_can_be_asked_for(engine_of: Engines, database_url: str) -> None:
+async def test_pre_ping_can_be_asked_for(
+    engine_of: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """POOL_PRE_PING works on every driver."""
     engine = engine_of(database_url, pool_pre_ping=True, pool_size=1)
+    asked: list[object] = []
+    ping = engine.dialect.do_ping
+
+    def counted(dbapi_connection: Any) -> bool:
+        asked.append(dbapi_connection)
+        return ping(dbapi_connection)
+
+    monkeypatch.setattr(engine.dialect, "do_ping", counted)
     assert await ask(engine, "SELECT 1") == [1]
+    assert asked == []
     assert await ask(engine, "SELECT 2") == [2]
+    assert len(asked) == 1
 
 
 class Upload:
@@ -417,6 +430,22 @@ async def test_a_connection_opened_again_keeps_no_request_alive(
         record.starttime -= 7200
 
     assert await ask(engine, "SELECT 1") == [1]
+    upload = await asyncio.create_task(in_request(engine))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert upload() is None
+
+
+@on_every_driver_of_servers
+async def test_a_statement_keeps_no_request_alive(
+    engine_of: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer that looks for statements which take long outlives them."""
+    engine = engine_of(database_url)
+    monkeypatch.setattr(liveness, "LOOK_EVERY", 0.01)
+    assert await ask(engine, "SELECT 1") == [1]
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(liveness, "LOOK_EVERY", 60)
     upload = await asyncio.create_task(in_request(engine))
     await asyncio.sleep(0)
     gc.collect()
@@ -712,6 +741,18 @@ async def test_a_commit_costs_no_rollback(engine_of: Engines, database_url: str)
         await connection.execute(text("SELECT 1"))
     # The question itself ends with one.
     assert await rollbacks() == before + 1
+
+
+@on("mariadb")
+async def test_reading_costs_no_rollback(engine_of: Engines, database_url: str) -> None:
+    """Each statement is a transaction of its own, and is over."""
+    engine = engine_of(database_url, pool_size=1, read_only=True)
+    rollbacks = set()
+    for _ in range(2):
+        async with engine.connect() as connection:
+            found = await connection.execute(text("SHOW SESSION STATUS LIKE 'Com_rollback'"))
+            rollbacks.add(found.one()[1])
+    assert len(rollbacks) == 1
 
 
 # Events

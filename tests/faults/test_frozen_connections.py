@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.connections.liveness import LOOK_EVERY
 from tests.faults.databases import SERVERS, Target
 from tests.proxy import Proxy, proxied
+from tests.shop import eventually
 
 pytestmark = pytest.mark.parametrize("target", SERVERS, indirect=True)
 
@@ -88,19 +90,26 @@ async def _execute(database: Database) -> None:
 async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
     target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does a COMMIT of another; the server is asked once for both, and both are cut."""
+    """Nor does a COMMIT, a ROLLBACK, or a statement for many rows: all are cut at one question."""
     monkeypatch.setattr("sanic_db_bp.connections.liveness.ANSWER_WITHIN", 0.3)
-    used, frozen = asyncio.Barrier(3), asyncio.Event()
+    used, frozen = asyncio.Barrier(5), asyncio.Event()
+    one, rows = text("SELECT 1"), text("DELETE FROM t WHERE n = :n")
+    works: list[Callable[[AsyncSession], Awaitable[object]]] = [
+        lambda session: session.execute(one),
+        lambda session: session.execute(rows, [{"n": 1}, {"n": 2}]),
+        lambda session: session.commit(),
+        lambda session: session.rollback(),
+    ]
 
-    async def work(database: Database, *, commit: bool) -> None:
+    async def work(database: Database, do: Callable[[AsyncSession], Awaitable[object]]) -> None:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
             await used.wait()
             await frozen.wait()
-            await (session.commit() if commit else session.execute(text("SELECT 1")))
+            await do(session)
 
     async with proxied(target.url) as proxy, _behind(proxy, pool_timeout=0.3) as database:
-        working = [asyncio.create_task(work(database, commit=each)) for each in (False, True)]
+        working = [asyncio.create_task(work(database, each)) for each in works]
         await used.wait()
         proxy.freeze()
         frozen.set()
@@ -108,7 +117,7 @@ async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
             outcomes = await asyncio.gather(*working, return_exceptions=True)
         assert all(isinstance(outcome, DBAPIError | OSError) for outcome in outcomes), outcomes
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert "connections in use are cut: 2" in record.getMessage()
+        assert "connections in use are cut: 4" in record.getMessage()
         assert database.pool_status()["checked_out"] == 0
 
 
@@ -120,11 +129,19 @@ async def test_a_disposal_ends_the_question_whether_the_server_is_there(
         await database.ping()
         proxy.freeze()
         waiting = asyncio.create_task(_execute(database))
-        await asyncio.sleep(0.5)
+        await eventually(_questions, within=3)
         async with asyncio.timeout(3):
             await database.dispose(within=0)
-            await asyncio.wait({waiting})
+            await asyncio.gather(waiting, return_exceptions=True)
+            await asyncio.wait({*_questions(), asyncio.create_task(asyncio.sleep(0))})
         assert "has not answered" not in caplog.text
+        assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def _questions() -> list[asyncio.Task[object]]:
+    """Give the tasks that ask a server whether it is there."""
+    tasks = asyncio.all_tasks()
+    return [t for t in tasks if getattr(t.get_coro(), "__name__", "") == "_connect_within_bound"]
 
 
 async def test_opening_may_take_longer_than_waiting(target: Target) -> None:
