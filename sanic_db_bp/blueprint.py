@@ -25,6 +25,7 @@ from .injection import bridge_dependencies, install
 from .registry import DEFAULT_NAME, databases_of, observers_of
 from .sessions import AsyncReadSession, ReadSession
 from .settings import DatabaseSettings
+from .shutdown import end_cancelled_tasks
 from .startup import require_head, tell_budget
 
 logger = logging.getLogger("sanic.root.db")
@@ -104,6 +105,7 @@ class DatabaseBlueprint(Blueprint):
         self.listener("before_server_start", priority=OPEN_PRIORITY)(self._open)
         self.listener("before_server_start", priority=INSTALL_PRIORITY)(self._install)
         self.listener("before_server_start", priority=BRIDGE_PRIORITY)(self._bridge_dependencies)
+        self.listener("before_server_stop")(self._end_cancelled_tasks)
         self.listener("after_server_stop", priority=OPEN_PRIORITY)(self._close)
 
     @property
@@ -203,6 +205,10 @@ class DatabaseBlueprint(Blueprint):
 
     async def _bridge_dependencies(self, app: Sanic[Any, Any]) -> None:
         bridge_dependencies(app)
+
+    async def _end_cancelled_tasks(self, app: Sanic[Any, Any]) -> None:
+        if self._is_last(app):
+            await end_cancelled_tasks(app, databases_of(app).values())
 
     def _is_last(self, app: Sanic[Any, Any]) -> bool:
         return next(reversed(databases_of(app))) == self.name

@@ -273,7 +273,8 @@ class _Uninterrupted(Awaitable[T]):
         """Hold a cancellation back: the future goes on, for so many seconds."""
         self._cancellations += 1
         if self._timer is None:
-            loop = asyncio.get_running_loop()
+            # Sanic cancels its tasks once more when the loop does not run any longer.
+            loop = asyncio.get_running_loop() if self._future is None else self.get_loop()
             self._timer = loop.call_later(self._within, self._give_up, context=Context())
         return True
 

@@ -728,6 +728,19 @@ def test_uninterrupted_returns_the_result(run: Run) -> None:
     assert run(uninterrupted(work_of(0, []), within=1)) == "result"
 
 
+def test_uninterrupted_may_be_cancelled_while_the_loop_stands_still() -> None:
+    """Sanic cancels its tasks once more then; what they await goes on when the loop does."""
+    log: Log = []
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(uninterrupted(work_of(0.02, log), within=5))
+        loop.run_until_complete(asyncio.sleep(0))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+    assert log == ["done"]
+
+
 def test_uninterrupted_raises_the_error(run: Run) -> None:
     """Without a cancellation the error is that of a plain await."""
     with pytest.raises(LookupError, match="lost"):

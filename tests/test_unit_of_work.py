@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -935,6 +936,17 @@ async def test_a_session_asked_for_after_the_end_is_finished(database: Database)
     with pytest.raises(SessionFinished):
         await unit.async_read_session.execute(ONE)
     assert in_use(database) == 0
+
+
+async def test_a_connection_is_noted_once(database: Database) -> None:
+    """A loop of savepoints does not make the unit of work larger, or slower."""
+    async with database.session() as session:
+        connection = (await session.connection()).sync_connection
+        references = sys.getrefcount(connection)
+        for _ in range(3):
+            async with session.begin_nested():
+                await session.execute(ONE)
+        assert sys.getrefcount(connection) == references
 
 
 async def test_a_long_block_keeps_no_connections(database: Database) -> None:

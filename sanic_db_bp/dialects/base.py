@@ -159,7 +159,6 @@ def execute_each(dbapi_connection: Any, statements: list[str]) -> None:
     cursor = dbapi_connection.cursor()
     for statement in statements:
         cursor.execute(statement)
-    cursor.close()
 
 
 def in_autocommit(connection: Connection) -> bool:

@@ -167,4 +167,4 @@ async def _kill(dialect: Dialect, way: tuple[Any, Any], number: int) -> None:
     try:
         await asyncio.wait_for(run_in_bridge(kill), KILL_WITHIN)
     except Exception as error:
-        logger.info("KILL %d: %s", number, error)
+        logger.info("KILL %d: %s", number, str(error) or type(error).__name__)

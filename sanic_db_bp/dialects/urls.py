@@ -70,8 +70,8 @@ def _with_credentials_in_place(url: URL) -> URL:
             entry="secret-in-query",
         )
     return url.set(
-        username=last_value(user) if user else url.username,
-        password=last_value(password) if password else url.password,
+        username=last_value(user),
+        password=last_value(password),
         query=query,
     )
 

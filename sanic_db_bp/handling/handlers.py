@@ -132,12 +132,15 @@ async def _run(
 ) -> Any:
     for name, provide in plan.providers.items():
         kwargs[name] = provide(scope)
-    if plan.dependency_names and not plan.dependency_names <= kwargs.keys():
-        # The HEAD of a class-based view, which sanic-ext does not look for.
-        kwargs.update(await plan.arguments_again(request, scope, kwargs))
+    # sanic-ext does not look for the HEAD of a class-based view.
+    incomplete = not plan.dependency_names <= kwargs.keys()
     retries = plan.transaction.retries
     while True:
         try:
+            if incomplete:
+                kwargs.update(await plan.arguments_again(request, scope, kwargs))
+            if plan.transaction.retries:
+                _raise_lost_race(kwargs)
             response = handler(request, *args, **kwargs)
             if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
                 response = await response
@@ -157,8 +160,34 @@ async def _run(
         await _pause(request, plan.transaction.retries - retries)
         for unit in scope.units.values():
             unit.database.retried()
-        scope.handling = True
-        kwargs.update(await plan.arguments_again(request, scope, kwargs))
+        scope.handling = incomplete = True
+
+
+class LostRace:
+    """Stands for a dependency whose transaction lost a race, until its handler runs again."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _raise_lost_race(kwargs: dict[str, Any]) -> None:
+    for name, value in kwargs.items():
+        if isinstance(value, LostRace):
+            # Left there, it would make a reference cycle with its own traceback.
+            raise kwargs.pop(name).error
+
+
+def lost_race(error: BaseException) -> LostRace | None:
+    """Return what stands for a dependency that has failed, if its handler will run again."""
+    request = Request._current.get(None)
+    if not isinstance(request, ScopedRequest) or request.units_of_work is None:
+        return None
+    scope = request.units_of_work
+    if not scope.plan.transaction.retries or not _may_run_again(request, scope, error):
+        return None
+    return LostRace(error)
 
 
 def _may_run_again(request: ScopedRequest, scope: Scope, error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from sanic import Sanic
 from sanic_ext.extensions.injection.constructor import Constructor
 
 from ..bridge import bridged
+from ..handling.handlers import LostRace, lost_race
 from .annotations import hints_of
 
 OURS, BRIDGED = "__sanic_db_bp__", "__sanic_db_bp_bridged__"
@@ -53,7 +54,15 @@ def _bridged(function: Callable[..., Any]) -> Callable[..., Any]:
         return await made if inspect.isawaitable(made) else made
 
     async def construct(**arguments: Any) -> Any:
-        return await bridged(call(arguments))
+        for argument in arguments.values():
+            if isinstance(argument, LostRace):
+                return argument
+        try:
+            return await bridged(call(arguments))
+        except Exception as error:
+            if lost := lost_race(error):
+                return lost
+            raise
 
     construct.__name__ = getattr(function, "__name__", repr(function))
     construct.__annotations__ = hints_of(function)

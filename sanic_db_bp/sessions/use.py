@@ -120,9 +120,9 @@ class SessionUse:
 
     def connected(self, connection: Connection) -> None:
         """Take note of a connection, so that it can be discarded if all else fails."""
-        if self._connections:
+        if connection not in self._connections:
             self._connections = [each for each in self._connections if not each.closed]
-        self._connections.append(connection)
+            self._connections.append(connection)
 
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""

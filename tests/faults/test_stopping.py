@@ -16,6 +16,7 @@ from tests.shop import eventually
 
 IN_FLIGHT = 10
 GRACE = 1.0
+STOPPED_WITHIN = 10.0
 GONE_WITHIN = 5.0
 """Seconds that a database has to notice that a killed client is gone."""
 
@@ -61,7 +62,7 @@ def _agree(target: Target, outcomes: list[Outcome]) -> None:
 async def _nothing_left(target: Target) -> None:
     if not target.is_file:
         await eventually(lambda: target.observer.connections() == 0, within=GONE_WITHIN)
-    assert target.observer.open_transactions() == 0
+    await eventually(lambda: target.observer.open_transactions() == 0, within=GONE_WITHIN)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,28 @@ async def test_queries_beyond_the_grace_period_are_ended(target: Target) -> None
         outcomes = await asyncio.gather(*tasks)
     assert 200 not in {outcome.status for outcome in outcomes}
     _agree(target, outcomes)
+    await _nothing_left(target)
+
+
+@pytest.mark.parametrize(
+    ("way", "target"),
+    [*(("native", driver) for driver in DRIVERS), ("workers", "asyncpg")],
+    indirect=["target"],
+)
+@pytest.mark.parametrize("query", ["", "?query=1"])
+async def test_background_tasks_are_rolled_back(target: Target, way: Way, query: str) -> None:
+    """Sanic cancels them, and would wait for their ROLLBACK with a loop that stands still."""
+    app = "tests.faults.background_app:app"
+    in_query = query and not target.is_file
+    at_work = target.observer.slow_queries if in_query else target.observer.open_transactions
+    async with served(target, way, app=app) as server:
+        # For an open connection Sanic would let the loop run.
+        async with server.client() as client:
+            assert (await client.post(f"/background/a{query}")).status_code == 200
+        await eventually(lambda: at_work() == 1, within=10)
+        server.terminate()
+        await server.wait(STOPPED_WITHIN)
+    assert target.observer.names() == []
     await _nothing_left(target)
 
 

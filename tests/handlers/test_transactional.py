@@ -550,6 +550,131 @@ async def test_a_bound_method_can_be_transactional(app: Shop, observer: Observer
         assert observer.names() == ["/kept"]
 
 
+class Basket:
+    """What a handler asks for, made of what another dependency has done."""
+
+    def __init__(self, buyer: Buyer) -> None:
+        self.buyer = buyer
+
+
+async def test_a_race_lost_in_a_dependency_is_run_again(
+    database_url: str, observer: Observer
+) -> None:
+    """The transaction is the handler's, whoever has lost the race in it; all of it is done anew."""
+    app = racing_app(database_url)
+    rival = Rival(observer, times=2)
+    runs: list[str] = []
+
+    async def buyer(request: Request, session: AsyncSession) -> Buyer:
+        runs.append("buyer")
+        session.add(Item(name=f"buyer {request.path}"))
+        await rival.race(session)
+        return Buyer("Ann")
+
+    async def basket(request: Request, buyer: Buyer, session: Session) -> Basket:
+        runs.append("basket")
+        session.add(Item(name=f"{buyer.name} {request.path}"))
+        return Basket(buyer)
+
+    app.ext.add_dependency(Buyer, buyer)
+    app.ext.add_dependency(Basket, basket)
+
+    @app.post("/")
+    @transactional(isolation=rival.isolation, retries=2)
+    async def sell(request: Request, basket: Basket, session: AsyncSession) -> HTTPResponse:
+        runs.append("handler")
+        return text(basket.buyer.name)
+
+    class Shelf(HTTPMethodView):
+        @transactional(isolation=rival.isolation, retries=2)
+        def post(self, request: Request, basket: Basket) -> HTTPResponse:
+            runs.append("view")
+            return text(basket.buyer.name)
+
+    app.add_route(Shelf.as_view(), "/view")
+    async with serving(app) as client:
+        await stock_apples(app)
+        assert (await client.post("/")).text == "Ann"
+        assert runs == ["buyer", "buyer", "buyer", "basket", "handler"]
+        runs.clear()
+        rival.times = 2
+        assert (await client.post("/view")).text == "Ann"
+        assert runs == ["buyer", "buyer", "buyer", "basket", "view"]
+        assert observer.names() == ["apple", "buyer /", "Ann /", "buyer /view", "Ann /view"]
+        await settled(app, observer)
+
+
+@on_postgresql
+async def test_a_race_lost_in_a_dependency_is_an_error_in_the_end(
+    database_url: str, observer: Observer
+) -> None:
+    """After the last run, and where nothing runs again, the client gets the error."""
+    app = racing_app(database_url)
+    rival = Rival(observer, times=10)
+    runs: list[str] = []
+
+    async def buyer(request: Request, session: AsyncSession) -> Buyer:
+        runs.append("buyer")
+        session.add(Item(name="buyer"))
+        await rival.race(session)
+        return Buyer("Ann")
+
+    app.ext.add_dependency(Buyer, buyer)
+
+    @app.post("/")
+    @transactional(isolation=rival.isolation, retries=1)
+    async def sell(request: Request, buyer: Buyer) -> HTTPResponse:
+        return text("sold")
+
+    @app.post("/once")
+    @transactional(isolation=rival.isolation)
+    async def sell_once(request: Request, buyer: Buyer) -> HTTPResponse:
+        return text("sold")
+
+    async with serving(app) as client:
+        await stock_apples(app)
+        assert (await client.post("/")).status_code == 500
+        assert runs == ["buyer", "buyer"]
+        assert (await client.post("/once")).status_code == 500
+        assert runs == ["buyer", "buyer", "buyer"]
+        assert observer.names() == ["apple"]
+        await settled(app, observer)
+
+
+@on_postgresql
+async def test_a_dependency_that_fails_in_a_later_run(
+    database_url: str, observer: Observer
+) -> None:
+    """Its error ends the request as in the first run: rolled back, and told."""
+    app = racing_app(database_url)
+    rival = Rival(observer)
+    runs: list[str] = []
+
+    async def buyer(request: Request, session: AsyncSession) -> Buyer:
+        runs.append("buyer")
+        session.add(Item(name="buyer"))
+        await session.flush()
+        if len(runs) > 1:
+            raise OutOfStock("Ann")
+        return Buyer("Ann")
+
+    app.ext.add_dependency(Buyer, buyer)
+
+    @app.post("/")
+    @transactional(isolation=rival.isolation, retries=1)
+    async def sell(request: Request, buyer: Buyer, session: AsyncSession) -> HTTPResponse:
+        await rival.race(session)
+        return text("sold")
+
+    async with serving(app) as client, raw_client(client) as stayer:
+        await stock_apples(app)
+        stayer.send("POST / HTTP/1.1\nContent-Length: 0")
+        assert (await stayer.answer())[0] == 500
+        assert runs == ["buyer", "buyer"]
+        await settled(app, observer, within=0.2)
+        assert observer.names() == ["apple"]
+
+
 @on_postgresql
 async def test_no_retry_of_a_body_that_was_read_in_pieces(
     database_url: str, observer: Observer
