@@ -38,6 +38,7 @@ def install(app: Sanic[Any, Any]) -> None:
     app.request_class = scoped_class(app)
     handle_errors_after_rollback(app)
     planner = Planner(injectables, registry or {})
+    planner.check_dependencies()
     for route in app.router.routes:
         _wrap_any(route, planner)
     _wrap_later_routes(app, planner)

@@ -43,7 +43,7 @@ class Planner:
             if provider is not None:
                 providers[parameter] = provider
             else:
-                self._check(annotation, parameter, name)
+                self._check(annotation, parameter, f"handler '{name}'")
         wanted = {without_none(annotation) for annotation in hints.values()}
         own = wanted & self.injectables.sessions.keys()
         all_sessions = own | self._sessions_behind(wanted)
@@ -72,13 +72,25 @@ class Planner:
             dependency_names=frozenset(theirs),
         )
 
-    def _check(self, annotation: Any, parameter: str, name: str) -> None:
+    def check_dependencies(self) -> None:
+        """Refuse a dependency that asks for a session which no database has.
+
+        Raises:
+            ConfigurationError: there is one; sanic-ext would not say what is missing.
+        """
+        for constructor in self.registry.values():
+            function = original_of(constructor)
+            name = getattr(function, "__name__", function)
+            for parameter, annotation in hints_of(function).items():
+                self._check(annotation, parameter, f"dependency '{name}'")
+
+    def _check(self, annotation: Any, parameter: str, place: str) -> None:
         members = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
         wanted = [member for member in members if member is not type(None)]
         known = len(wanted) == 1 and wanted[0] in self.registry
         if not known and any(_is_session_or_database(member) for member in wanted):
             told = wanted[0] if len(wanted) == 1 else annotation
-            raise self.injectables.unknown(told, parameter, f"handler '{name}'")
+            raise self.injectables.unknown(told, parameter, place)
 
     def _is_plain(self, sessions: set[type]) -> bool:
         return bool(sessions) and not any(issubclass(cls, AsyncSession) for cls in sessions)

@@ -76,6 +76,34 @@ async def test_a_session_of_an_unregistered_database_is_refused_at_start(
     assert "DatabaseBlueprint('<name>'" in message
 
 
+class Report:
+    """A dependency that keeps a session which nobody has."""
+
+    def __init__(self, reports_session: ReportsSession | None) -> None:
+        raise AssertionError("not reached")
+
+
+async def make_report(request: Request, reports_session: ReportsSession) -> Report:
+    raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("constructor", [None, make_report], ids=["class", "function"])
+async def test_a_dependency_is_refused_at_start_too(
+    app: App, constructor: Callable[..., Any] | None
+) -> None:
+    """The error says the same of it as of a handler."""
+
+    async def report(request: Request, report: Report) -> HTTPResponse:
+        raise AssertionError("not reached")
+
+    app.ext.add_dependency(Report, constructor)
+    app.add_route(report, "/report")
+    message = await error_at_start(app)
+    name = "make_report" if constructor else "Report"
+    assert f"The dependency '{name}' asks for 'reports_session: ReportsSession'" in message
+    assert "AsyncReadSession, AsyncSession, ReadSession, Session" in message
+
+
 @pytest.mark.parametrize("asks", [True, False])
 async def test_an_isolation_level_of_another_database_is_refused_at_start(
     app: App, asks: bool
