@@ -12,6 +12,7 @@ from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.connections.liveness import KEEPALIVE_IDLE, cut, socket_of
 from tests.databases import on, on_every_driver_of_servers
 from tests.shop import Observer
+from tests.slow_sql import sleep_for
 
 
 @pytest.fixture
@@ -78,3 +79,27 @@ async def test_the_kernel_of_a_server_on_the_same_machine_is_not_asked(url_of_fi
             assert own.family == socket.AF_UNIX
             assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
     await database.dispose()
+
+
+@on_every_driver_of_servers
+async def test_a_server_that_answers_is_not_asked_at_every_look(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow statement costs a new connection each ``POOL_TIMEOUT``, and no more."""
+    monkeypatch.setattr("sanic_db_bp.connections.liveness.LOOK_EVERY", 0.05)
+    settings = DatabaseSettings(url=database_url, pool_timeout=0.5, env_file=None)
+    database = Database(settings)
+    questions: list[object] = []
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+        dialect: Any = database.engine.dialect
+        connect = dialect.connect
+
+        def ask(*args: Any, **arguments: Any) -> Any:
+            questions.append(args)
+            return connect(*args, **arguments)
+
+        monkeypatch.setattr(dialect, "connect", ask)
+        await session.execute(sleep_for(database, 0.9))
+    await database.dispose()
+    assert 1 <= len(questions) <= 2

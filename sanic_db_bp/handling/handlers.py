@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, ismethod
 from typing import Any, TypeVar, cast, overload
@@ -16,14 +14,12 @@ from sanic.response import BaseHTTPResponse, ResponseStream
 from ..bridge import bridged, run_in_bridge
 from .plan import NO_PLAN, PLANS, Handler, Plan, Transaction, Wrapped
 from .request import ScopedRequest, scope_of
+from .retries import may_run_again, pause, raise_lost_race
 from .scope import Scope
 
 logger = logging.getLogger("sanic.root.db")
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-LONGEST_PAUSE = 1.0
-"""Seconds that a handler waits at most before it runs again."""
 
 
 @overload
@@ -140,78 +136,27 @@ async def _run(
             if incomplete:
                 kwargs.update(await plan.arguments_again(request, scope, kwargs))
             if plan.transaction.retries:
-                _raise_lost_race(kwargs)
+                raise_lost_race(kwargs)
             response = handler(request, *args, **kwargs)
             if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
                 response = await response
         except BaseException as error:
-            if not retries or not _may_run_again(request, scope, error):
+            if not retries or not may_run_again(request, scope, error):
                 _failed(request, scope, error)
                 return None
         else:
             try:
                 return _succeeded(request, scope, response)
             except BaseException as error:
-                if not retries or not _may_run_again(request, scope, error):
+                if not retries or not may_run_again(request, scope, error):
                     _commit_failed(request, scope, error)
                     return response
         retries -= 1
         scope.rollback()
-        await _pause(request, plan.transaction.retries - retries)
+        await pause(request, plan.transaction.retries - retries)
         for unit in scope.units.values():
             unit.database.retried()
         scope.handling = incomplete = True
-
-
-class LostRace:
-    """Stands for a dependency whose transaction lost a race, until its handler runs again."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _raise_lost_race(kwargs: dict[str, Any]) -> None:
-    for name, value in kwargs.items():
-        if isinstance(value, LostRace):
-            # Left there, it would make a reference cycle with its own traceback.
-            raise kwargs.pop(name).error
-
-
-def lost_race(error: BaseException) -> LostRace | None:
-    """Return what stands for a dependency that has failed, if its handler will run again."""
-    request = Request._current.get(None)
-    if not isinstance(request, ScopedRequest) or request.units_of_work is None:
-        return None
-    scope = request.units_of_work
-    if not scope.plan.transaction.retries or not _may_run_again(request, scope, error):
-        return None
-    return LostRace(error)
-
-
-def _may_run_again(request: ScopedRequest, scope: Scope, error: BaseException) -> bool:
-    units = scope.units.values()
-    if not any(unit.database.backend.is_retryable(error) for unit in units):
-        return False
-    if request.responded or any(unit.commits for unit in units):
-        return False
-    if hasattr(request.route and request.route.handler, "is_stream"):
-        # The body is gone.
-        return False
-    if scope.used_by_middleware:
-        logger.warning(
-            "%s does not run again, although its transaction lost a race: a middleware used the "
-            "session before it, and would not run again",
-            request.for_log,
-        )
-    return not scope.used_by_middleware
-
-
-async def _pause(request: ScopedRequest, runs: int) -> None:
-    logger.info("%s runs again: its transaction lost a race", request.for_log)
-    # Jitter, or those who collided once would collide again.
-    await asyncio.sleep(min(LONGEST_PAUSE, 0.01 * 2**runs) * (0.5 + random.random()))
 
 
 def _finished(request: ScopedRequest, scope: Scope, response: Any) -> Any:

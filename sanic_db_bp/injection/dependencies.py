@@ -10,7 +10,7 @@ from sanic import Sanic
 from sanic_ext.extensions.injection.constructor import Constructor
 
 from ..bridge import bridged
-from ..handling.handlers import LostRace, lost_race
+from ..handling.retries import LostRace, lost_race
 from .annotations import hints_of
 
 OURS, BRIDGED = "__sanic_db_bp__", "__sanic_db_bp_bridged__"
