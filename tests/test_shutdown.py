@@ -4,12 +4,12 @@ import asyncio
 import sqlite3
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from sanic_db_bp.shutdown import end_cancelled_tasks
 from tests.serving import serving
-from tests.shop import make_app
+from tests.shop import Item, make_app
 from tests.slow_sql import all_are_free, sleep_for, teach_to_sleep
 
 
@@ -43,6 +43,31 @@ async def test_a_cancelled_task_that_goes_on_loses_its_connection(
         assert await all_are_free(app.ctx.db)
         app.purge_tasks()
     assert "still run: stubborn" in caplog.text
+
+
+async def test_a_cancelled_task_rolls_back_in_time(database_url: str) -> None:
+    """Nothing is cut, and its connection is good for the next."""
+    app = make_app(database_url)
+    started = asyncio.Event()
+
+    async def work() -> None:
+        async with app.ctx.db.session() as session:
+            session.add(Item(name="tea"))
+            await session.flush()
+            started.set()
+            await asyncio.Event().wait()
+
+    async with serving(app):
+        task = app.add_task(work(), name="work")
+        assert task is not None
+        await started.wait()
+        task.cancel()
+        await end_cancelled_tasks(app, [app.ctx.db])
+        assert task.cancelled()
+        assert app.ctx.db.pool_status()["checked_out"] == 0
+        async with app.ctx.db.session() as session:
+            assert await session.scalar(select(Item.name)) is None
+        app.purge_tasks()
 
 
 async def test_tasks_that_nobody_has_cancelled_go_on(database_url: str) -> None:

@@ -938,6 +938,14 @@ async def test_a_session_asked_for_after_the_end_is_finished(database: Database)
     assert in_use(database) == 0
 
 
+async def test_a_session_that_is_first_looked_at_after_its_end(database: Database) -> None:
+    """It is empty, and nobody waits for its end."""
+    async with database.block() as unit:
+        session = unit.session
+    assert list(session.new) == []
+    assert not database.live_units
+
+
 async def test_a_connection_is_noted_once(database: Database) -> None:
     """A loop of savepoints does not make the unit of work larger, or slower."""
     async with database.session() as session:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any
+from typing import Any, cast
 
 from sanic import Request
 
-from .request import ScopedRequest
+from .request import ScopedRequest, scope_of
 from .scope import Scope
 
 logger = logging.getLogger("sanic.root.db")
@@ -63,10 +63,8 @@ def raise_lost_race(kwargs: dict[str, Any]) -> None:
 
 def lost_race(error: BaseException) -> LostRace | None:
     """Return what stands for a dependency that has failed, if its handler will run again."""
-    request = Request._current.get(None)
-    if not isinstance(request, ScopedRequest) or request.units_of_work is None:
-        return None
-    scope = request.units_of_work
+    request = cast(ScopedRequest, Request.get_current())
+    scope = scope_of(request)
     if not scope.plan.transaction.retries or not may_run_again(request, scope, error):
         return None
     return LostRace(error)
