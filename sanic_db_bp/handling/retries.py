@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any, cast
-
-from sanic import Request
+from typing import Any
 
 from .request import ScopedRequest, scope_of
 from .scope import Scope
@@ -61,9 +59,8 @@ def raise_lost_race(kwargs: dict[str, Any]) -> None:
             raise kwargs.pop(name).error
 
 
-def lost_race(error: BaseException) -> LostRace | None:
+def lost_race(request: ScopedRequest, error: BaseException) -> LostRace | None:
     """Return what stands for a dependency that has failed, if its handler will run again."""
-    request = cast(ScopedRequest, Request.get_current())
     scope = scope_of(request)
     if not scope.plan.transaction.retries or not may_run_again(request, scope, error):
         return None

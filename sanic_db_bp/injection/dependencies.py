@@ -17,6 +17,9 @@ OURS, BRIDGED = "__sanic_db_bp__", "__sanic_db_bp_bridged__"
 """The marks of constructors that this package has registered, and that it runs in the bridge; the
 latter is the original."""
 
+REQUEST = "__sanic_db_bp_request__"
+"""The argument that the request has for a dependency which does not ask for it."""
+
 
 def registry_of(app: Sanic[Any, Any]) -> dict[type, Constructor] | None:
     """Return the dependencies, if the app uses sanic-ext; there is no public way to list them."""
@@ -40,7 +43,9 @@ def register(app: Sanic[Any, Any], injected: type, constructor: Callable[..., An
 def bridge(constructor: Constructor) -> None:
     """Let a dependency use the plain sessions that it asks for."""
     if not hasattr(constructor.func, BRIDGED):
-        constructor.func = _bridged(constructor.func)
+        wanted = constructor.request_arg
+        constructor.request_arg = wanted or REQUEST
+        constructor.func = _bridged(constructor.func, wanted)
 
 
 def original_of(constructor: Constructor) -> Any:
@@ -48,19 +53,20 @@ def original_of(constructor: Constructor) -> Any:
     return getattr(constructor.func, BRIDGED, constructor.func)
 
 
-def _bridged(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bridged(function: Callable[..., Any], request_argument: str | None) -> Callable[..., Any]:
     async def call(arguments: dict[str, Any]) -> Any:
         made = function(**arguments)
         return await made if inspect.isawaitable(made) else made
 
     async def construct(**arguments: Any) -> Any:
+        request = arguments[request_argument] if request_argument else arguments.pop(REQUEST)
         for argument in arguments.values():
             if isinstance(argument, LostRace):
                 return argument
         try:
             return await bridged(call(arguments))
         except Exception as error:
-            if lost := lost_race(error):
+            if lost := lost_race(request, error):
                 return lost
             raise
 
