@@ -352,6 +352,12 @@ async def test_a_deadlock_is_worth_another_try(database_url: str) -> None:
     await engine.dispose()
 
 
+async def make_row(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER)"))
+        await connection.execute(text("INSERT INTO t VALUES (1, 0)"))
+
+
 async def update(connection: AsyncConnection, row: int) -> None:
     await connection.execute(text("UPDATE t SET n = n + 1 WHERE id = :id"), {"id": row})
 
@@ -360,9 +366,7 @@ async def update(connection: AsyncConnection, row: int) -> None:
 async def test_a_serialization_failure_is_worth_another_try(database_url: str) -> None:
     """PostgreSQL refuses the second of two transactions that changed the same row."""
     engine = engine_of(database_url, isolation_level="SERIALIZABLE")
-    async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER)"))
-        await connection.execute(text("INSERT INTO t VALUES (1, 0)"))
+    await make_row(engine)
     async with engine.connect() as first, engine.connect() as second:
         await second.execute(text("SELECT * FROM t"))
         await update(first, 1)
@@ -378,9 +382,7 @@ async def test_a_lost_race_of_mariadb_is_worth_another_try(database_url: str) ->
     """With the snapshots that are the default since 11.6, and for a lock that comes too late."""
     begin = "SET innodb_lock_wait_timeout = 0, innodb_snapshot_isolation = ON"
     engine = engine_of(database_url, connect_args={"init_command": begin})
-    async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER)"))
-        await connection.execute(text("INSERT INTO t VALUES (1, 0)"))
+    await make_row(engine)
     async with engine.connect() as first, engine.connect() as second:
         await second.execute(text("SELECT * FROM t"))
         await update(first, 1)

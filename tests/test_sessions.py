@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import ForeignKey, String, TextClause, event, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_object_session
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -183,6 +183,16 @@ async def test_both_forms_share_the_transaction(unit: UnitOfWork) -> None:
 
 
 @on_all
+async def test_an_object_of_the_plain_form_leads_to_the_asyncio_form(unit: UnitOfWork) -> None:
+    """Also if nobody has used that one: ``async_object_session()`` finds what the handler has."""
+    asyncio_form = unit.async_session
+
+    def read(session: Session) -> object:
+        return session.get_one(Author, 1)
+
+    assert async_object_session(await run_in_bridge(read, unit.session)) is asyncio_form
+
+
 async def test_lazy_loading_works_in_the_bridge(unit: UnitOfWork) -> None:
     """Related objects are loaded when they are touched, whichever form loaded the first."""
 

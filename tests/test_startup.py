@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.databases import on_servers
+from tests.manager import MAY_STOP
 from tests.processes import Process, free_port
 from tests.servers import Server, create_database
 
@@ -171,6 +172,43 @@ def test_a_failing_listener_of_the_app_stops_the_start(
         assert server.wait_for_end() != 0
         assert "the app's own listener failed" in server.words
         server.wait_until_nobody_is_left()
+
+
+PAIR = """
+import sys
+
+from sanic import Sanic, json
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sanic_db_bp import db_bp
+
+
+async def alive(request, session: Session):
+    return json(session.scalar(select(1)))
+
+
+first, second = Sanic("first"), Sanic("second")
+for app in first, second:
+    app.config.MOTD = False
+    app.blueprint(db_bp)
+    app.add_route(alive, "/alive")
+if __name__ == "__main__":
+    first.prepare(host="127.0.0.1", port=int(sys.argv[-1]))
+    second.prepare(host="127.0.0.1", port=int(sys.argv[-3]))
+    Sanic.serve()
+"""
+
+
+def test_two_apps_in_one_process_stop(tmp_path: Path) -> None:
+    """The end of the second, which is a task of the first, needs an event loop that runs."""
+    (tmp_path / "pair.py").write_text(PAIR)
+    with Process(tmp_path, ["pair", str(free_port())], {}) as server:
+        server.wait_until_served()
+        server.wait_for(MAY_STOP)
+        # For an open connection Sanic would let the loop run.
+        server.client.close()
+        assert server.stop() == 0
 
 
 # --- The database is down
