@@ -262,7 +262,7 @@ class DatabaseSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettings(list(_problems(error, prefix))) from None
-        except (SettingsError, UnicodeDecodeError):
+        except SettingsError:
             raise InvalidSettings([_problem(prefix, "secrets_dir", "not text files")]) from None
 
     @field_validator("isolation_level")

@@ -256,10 +256,10 @@ def socket_of(driver_connection: Any) -> socket.socket | None:
         if not driver_connection.closed:
             descriptor = driver_connection.fileno()
     else:
-        writer = getattr(driver_connection, "_writer", None)
-        transport = getattr(driver_connection, "_transport", None) or getattr(
-            writer, "transport", None
+        stream = getattr(driver_connection, "_transport", None) or getattr(
+            driver_connection, "_writer", None
         )
-        if transport is not None and not transport.is_closing():
-            descriptor = transport.get_extra_info("socket").fileno()
+        own = None if stream is None else stream.get_extra_info("socket")
+        if own is not None:
+            descriptor = own.fileno()
     return None if descriptor < 0 else socket.socket(fileno=os.dup(descriptor))

@@ -87,7 +87,7 @@ class MySQL(Backend):
     def is_closed(self, driver_connection: Any) -> bool:
         # Neither driver tells; their streams know once the event loop has read the end.
         if hasattr(driver_connection, "_proto"):
-            return driver_connection._proto is None or bool(driver_connection._proto.eof)
+            return bool(driver_connection._proto.eof)
         reader = driver_connection._reader
         # An idle server only speaks to say that it is going away.
         return reader is None or bool(reader.exception() or reader._eof or reader._buffer)

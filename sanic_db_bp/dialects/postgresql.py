@@ -212,16 +212,13 @@ class PostgreSQL(Backend):
 
     def is_whole(self, dbapi_connection: Any) -> bool:
         # COMMIT of an aborted transaction is answered with ROLLBACK, which no driver looks at.
-        cursor = dbapi_connection.cursor()
         try:
-            cursor.execute("SELECT 1")
+            dbapi_connection.cursor().execute("SELECT 1")
         except Exception as error:
             if getattr(error, "sqlstate", None) != self._IN_FAILED_TRANSACTION:
                 # Such as a lost connection, on which some drivers' COMMIT does nothing at all.
                 raise
             return False
-        finally:
-            cursor.close()
         return True
 
 

@@ -40,8 +40,7 @@ class SQLite(Backend):
     def connect_args(
         self, url: URL, settings: DatabaseSettings, *, read_only: bool
     ) -> tuple[URL, dict[str, Any]]:
-        # No isolation level: the driver's own BEGIN comes too late for savepoints and locks.
-        return url, {"isolation_level": None, "timeout": 30}
+        return url, {"timeout": 30}
 
     def prepare(self, engine: Engine, settings: DatabaseSettings, *, read_only: bool) -> None:
         pragmas = ["PRAGMA foreign_keys = ON"]
