@@ -411,6 +411,20 @@ async def test_a_busy_sqlite_file_is_worth_another_try(tmp_path: Path) -> None:
     await waiter.dispose()
 
 
+async def test_a_busy_shared_cache_is_worth_another_try(tmp_path: Path) -> None:
+    """SQLite has another error for those who share one, and does not wait for each other."""
+    url = f"sqlite:///file:{tmp_path / 'shared.db'}?cache=shared&uri=true"
+    holder, waiter = engine_of(url), engine_of(url)
+    async with holder.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (id INTEGER)"))
+        with pytest.raises(DBAPIError, match="locked") as caught:
+            async with waiter.begin():
+                pass
+    assert backend_of(waiter.url).is_retryable(caught.value)
+    await holder.dispose()
+    await waiter.dispose()
+
+
 async def test_a_snapshot_of_sqlite_that_is_too_old_is_worth_another_try(tmp_path: Path) -> None:
     """Where the app itself has begun by a read, and another process wrote before it."""
     url = f"sqlite:///{tmp_path / 'snapshot.db'}"

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Connection, NullPool, event, make_url, text
+from sqlalchemy import Connection, NullPool, QueuePool, event, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import parse_version_string
 
 from sanic_db_bp.bridge import run_in_bridge
 from sanic_db_bp.connections import liveness
-from sanic_db_bp.connections.pool import FairPool
+from sanic_db_bp.connections.pool import FairPool, status_of
 from sanic_db_bp.dialects import backend_of, parse_url
 from sanic_db_bp.dialects.sqlite import INTERRUPT_AFTER
 from sanic_db_bp.engine import make_engine
@@ -35,8 +35,9 @@ from tests.databases import (
     on_postgresql,
     on_sqlite,
 )
+from tests.proxy import proxied
 from tests.servers import Server
-from tests.shop import eventually
+from tests.shop import Observer, eventually
 
 pytestmark = on_every_driver
 
@@ -186,6 +187,20 @@ async def test_a_server_that_never_answers_is_given_up(engine_of: Engines, drive
             await engine.connect()
 
 
+@on_every_driver_of_servers
+async def test_a_connect_timeout_in_the_url_may_be_longer_than_ours(
+    engine_of: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's own is for a URL that has none."""
+    monkeypatch.setattr("sanic_db_bp.engine.CONNECT_TIMEOUT", 0.1)
+    async with proxied(database_url) as proxy:
+        proxy.back = 0.1
+        url = make_url(proxy.url).update_query_dict({"connect_timeout": "5"})
+        engine = engine_of(url.render_as_string(hide_password=False))
+        assert await ask(engine, "SELECT 1") == [1]
+        await engine.dispose()
+
+
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
     """A server that listens and never says a word."""
@@ -297,6 +312,40 @@ async def test_sqlite_takes_the_lock_at_the_begin(engine_of: Engines, database_u
         with pytest.raises(DBAPIError, match="database is locked"):
             async with other.begin():
                 pass
+
+
+@on_sqlite
+async def test_a_begin_that_came_too_late_leaves_no_transaction(
+    engine_of: Engines, database_url: str
+) -> None:
+    """Nothing is there to be rolled back, and the next use of the connection begins one."""
+    engine = engine_of(database_url)
+    other = engine_of(database_url, connect_args={"timeout": 0})
+    async with engine.connect() as connection, other.connect() as late:
+        await late.execute(text("SELECT 1"))
+        await late.commit()
+        await connection.execute(text("SELECT 1"))
+        with pytest.raises(DBAPIError, match="database is locked"):
+            await late.execute(text("SELECT 1"))
+    assert await ask(other, "SELECT 1") == [1]
+
+
+@on_sqlite
+def test_a_file_can_be_thrown_away_where_no_loop_runs(database_url: str) -> None:
+    """What the garbage collector ends after the event loop keeps no lock."""
+    engine = make_engine(DatabaseSettings(env_file=None), parse_url(database_url))
+
+    async def begin() -> Connection:
+        connection = await engine.connect()
+        await connection.execute(text("SELECT 1"))
+        assert connection.sync_connection is not None
+        return connection.sync_connection
+
+    connection = asyncio.run(begin())
+    connection.invalidate()
+    connection.close()
+    observer = Observer(database_url)
+    asyncio.run(eventually(lambda: observer.open_transactions() == 0))
 
 
 @on_sqlite
@@ -470,6 +519,18 @@ async def test_unknown_engine_options_stop_the_start(engine_of: Engines, databas
         engine_of(database_url, engine_options={"pool_sise": "s3cret"})
     assert "pool_sise" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@on_all
+@pytest.mark.parametrize(
+    "options", [{"poolclass": QueuePool}, {"pool_reset_on_return": "never"}], ids=str
+)
+async def test_engine_options_that_cannot_be_carried_out_stop_the_start(
+    engine_of: Engines, database_url: str, options: dict[str, Any]
+) -> None:
+    """SQLAlchemy knows the option, and refuses the value."""
+    with pytest.raises(ConfigurationError, match="ENGINE_OPTIONS: SQLAlchemy refuses them: "):
+        engine_of(database_url, engine_options=options)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql-psycopg"], indirect=True)

@@ -1,6 +1,10 @@
 """The sockets of connections: what is cut, and whom the kernel is to ask."""
 
+import asyncio
+import gc
 import socket
+import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,11 @@ from sqlalchemy import make_url, text
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.connections.liveness import KEEPALIVE_IDLE, cut, socket_of
 from tests.databases import on, on_every_driver_of_servers
-from tests.shop import Observer
+from tests.shop import Observer, connection_id
 from tests.slow_sql import sleep_for
+
+TCP_CLOSE = 7
+"""The state of a socket, in Linux's ``TCP_INFO``, after which it has no other side."""
 
 
 @pytest.fixture
@@ -39,6 +46,38 @@ async def test_a_connection_that_is_closed_has_no_socket_to_cut(database: Databa
         assert socket_of(driver_connection) is None
         cut(driver_connection)
         await connection.invalidate()
+
+
+@on_every_driver_of_servers
+async def test_a_connection_may_be_cut_that_the_server_has_closed(
+    database: Database, database_url: str
+) -> None:
+    """Before the event loop knows of it: nothing is left to be shut down."""
+    observer = Observer(database_url)
+    async with database.session() as session:
+        number = await connection_id(session)
+        raw = await (await session.connection()).get_raw_connection()
+        own = socket_of(raw.driver_connection)
+        assert own is not None
+        with own:
+            observer.kill(number)
+            deadline = time.monotonic() + 5
+            while own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
+                assert time.monotonic() < deadline
+                cut(raw.driver_connection)
+            cut(raw.driver_connection)
+        await session.invalidate()
+
+
+@on_every_driver_of_servers
+async def test_nothing_looks_after_a_disposed_engine(database: Database) -> None:
+    """What would look at its statements is gone, and so is the engine."""
+    await database.ping()
+    engine = weakref.ref(database.engine.sync_engine)
+    await database.dispose()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert engine() is None
 
 
 @on_every_driver_of_servers

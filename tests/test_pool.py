@@ -26,8 +26,8 @@ from tests.proxy import proxied
 pytestmark = on_every_driver
 
 
-def engine_of(url: str, **values: Any) -> AsyncEngine:
-    return make_engine(DatabaseSettings(env_file=None, **values), parse_url(url))
+def engine_of(url: str, *, name: str = "db", **values: Any) -> AsyncEngine:
+    return make_engine(DatabaseSettings(env_file=None, **values), parse_url(url), name=name)
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ async def until(condition: Callable[[], bool]) -> None:
 @on_all
 async def test_an_exhausted_pool_names_the_setting(database_url: str) -> None:
     """Who waits longer than POOL_TIMEOUT learns of it, and of POOL_SIZE, in a clear error."""
-    engine = engine_of(database_url, pool_size=1, pool_timeout=0.1)
+    engine = engine_of(database_url, name="shop", pool_size=1, pool_timeout=0.1)
     async with engine.connect():
         with pytest.raises(DatabaseUnavailable, match="POOL_TIMEOUT") as caught:
             await engine.connect()
-    assert "'db'" in str(caught.value)
+    assert "'shop'" in str(caught.value)
     assert "0.1 s" in str(caught.value)
     assert ("POOL_SIZE" in str(caught.value)) is not database_url.startswith("sqlite")
     assert isinstance(caught.value, PoolTimeoutError)

@@ -129,6 +129,11 @@ async def test_disable_is_in_the_clear(target: Target) -> None:
     assert not await target.is_encrypted(sslmode="disable")
 
 
+async def test_disable_looks_at_no_file(target: Target) -> None:
+    """One that is missing is missed by nobody."""
+    assert not await target.is_encrypted(sslmode="disable", sslrootcert="/none.pem")
+
+
 async def test_require_encrypts_and_believes_any_certificate(target: Target) -> None:
     """It keeps from listeners, not from impostors."""
     assert await target.is_encrypted(sslmode="require")

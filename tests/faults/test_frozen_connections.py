@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sanic_db_bp import Database, DatabaseSettings
 from sanic_db_bp.connections.liveness import LOOK_EVERY
+from sanic_db_bp.connections.pool import status_of
 from tests.faults.databases import SERVERS, Target
 from tests.proxy import Proxy, proxied
 from tests.shop import eventually
@@ -90,12 +91,18 @@ async def _execute(database: Database) -> None:
 async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
     target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does a COMMIT, a ROLLBACK, or a statement for many rows: all are cut at one question."""
+    """Nor does a COMMIT, a ROLLBACK, or a statement for many rows: all are cut at one question.
+
+    A short ``POOL_TIMEOUT`` is not kept waiting for the next look.
+    """
     monkeypatch.setattr("sanic_db_bp.connections.liveness.ANSWER_WITHIN", 0.3)
-    used, frozen = asyncio.Barrier(5), asyncio.Event()
+    monkeypatch.setattr("sanic_db_bp.connections.liveness.LOOK_EVERY", 60)
+    used, frozen = asyncio.Barrier(6), asyncio.Event()
     one, rows = text("SELECT 1"), text("DELETE FROM t WHERE n = :n")
+    as_it_is = {"no_parameters": True}
     works: list[Callable[[AsyncSession], Awaitable[object]]] = [
         lambda session: session.execute(one),
+        lambda session: session.execute(one, execution_options=as_it_is),
         lambda session: session.execute(rows, [{"n": 1}, {"n": 2}]),
         lambda session: session.commit(),
         lambda session: session.rollback(),
@@ -117,8 +124,38 @@ async def test_a_statement_does_not_wait_for_a_server_that_is_gone(
             outcomes = await asyncio.gather(*working, return_exceptions=True)
         assert all(isinstance(outcome, DBAPIError | OSError) for outcome in outcomes), outcomes
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert "connections in use are cut: 4" in record.getMessage()
+        assert "connections in use are cut: 5" in record.getMessage()
         assert database.pool_status()["checked_out"] == 0
+
+
+async def test_the_end_of_reading_behind_pgbouncer_does_not_wait_for_a_server_that_is_gone(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a read session has a transaction, and its ROLLBACK is cut as any other."""
+    monkeypatch.setattr("sanic_db_bp.connections.liveness.ANSWER_WITHIN", 0.3)
+    settings = {"pgbouncer": True, "pool_timeout": 0.3}
+    async with proxied(target.url) as proxy, _behind(proxy, **settings) as database:
+        async with asyncio.timeout(4), database.read_session() as session:
+            await session.execute(text("SELECT 1"))
+            proxy.freeze()
+        assert status_of(database.read_engine)["checked_out"] == 0
+
+
+async def test_the_close_of_a_connection_does_not_wait_for_a_server_that_is_gone(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the overflow is closed by the request that has used it."""
+    monkeypatch.setattr("sanic_db_bp.connections.liveness.ANSWER_WITHIN", 0.3)
+    settings = {"pool_size": 1, "max_overflow": 1, "pool_timeout": 0.3}
+    async with proxied(target.url) as proxy, _behind(proxy, **settings) as database:
+        kept, closed = [await database.engine.connect() for _ in range(2)]
+        for connection in (kept, closed):
+            await connection.execute(text("SELECT 1"))
+            await connection.commit()
+        await kept.close()
+        proxy.freeze()
+        async with asyncio.timeout(4):
+            await closed.close()
 
 
 async def test_a_disposal_ends_the_question_whether_the_server_is_there(
