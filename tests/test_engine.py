@@ -501,6 +501,59 @@ async def test_a_statement_keeps_no_request_alive(
     assert upload() is None
 
 
+def begin_request(
+    engine: AsyncEngine, statement: str
+) -> tuple[asyncio.Task[list[Any]], weakref.ref[Upload]]:
+    upload = Upload()
+    context = contextvars.copy_context()
+    context.run(current.set, upload)
+    asking = ask(engine, statement)
+    return asyncio.get_running_loop().create_task(asking, context=context), weakref.ref(upload)
+
+
+@on_every_driver_of_servers
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_connection_that_is_opened_for_nobody_keeps_no_request_alive(
+    engine_of: Engines, database_url: str, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """It is for the next one, as the one that wanted it has left or waited for too long."""
+    monkeypatch.setattr("sanic_db_bp.connections.pool.SHORTEST_OPENING", 0.1)
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_timeout=5 if cancelled else 0.1)
+        proxy.freeze()
+        request, upload = begin_request(engine, "SELECT 1")
+        await eventually(lambda: status_of(engine)["checked_out"] == 1)
+        if cancelled:
+            request.cancel()
+        await asyncio.wait({request})
+        assert cancelled or isinstance(request.exception(), DatabaseUnavailable)
+        del request
+        gc.collect()
+        assert upload() is None
+        proxy.thaw()
+        await eventually(lambda: status_of(engine)["idle"] == 1, within=5)
+        await engine.dispose()
+
+
+@on("mariadb", every_driver=True)
+async def test_a_statement_that_is_killed_keeps_no_request_alive(
+    engine_of: Engines, database_url: str
+) -> None:
+    """The server may be slow to hear of it."""
+    observer = Observer(database_url)
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url)
+        request, upload = begin_request(engine, "SELECT SLEEP(5)")
+        await eventually(lambda: observer.slow_queries() == 1, within=5)
+        proxy.freeze()
+        request.cancel()
+        await asyncio.wait({request})
+        del request
+        gc.collect()
+        assert upload() is None
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, within=3)
+
+
 # What is passed through
 
 

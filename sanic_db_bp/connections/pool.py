@@ -246,10 +246,10 @@ class FairPool(AsyncAdaptedQueuePool):
         try:
             await_only(loop.create_task(waiting, context=Context()))
         except BaseException:
-            task.add_done_callback(self._keep)
+            task.add_done_callback(self._keep, context=Context())
             raise
         if not task.done():
-            task.add_done_callback(self._keep)
+            task.add_done_callback(self._keep, context=Context())
             raise self._too_slow()
         if task.cancelled() or task.exception() is not None:
             self._give_up(task)

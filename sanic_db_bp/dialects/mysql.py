@@ -152,7 +152,7 @@ def _kill_cancelled_statements(engine: Engine) -> None:
             # The context of the request would keep the request, with its body, in memory.
             task = loop.create_task(_kill(engine.dialect, ways[0], number), context=Context())
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(tasks.discard, context=Context())
 
 
 async def _kill(dialect: Dialect, way: tuple[Any, Any], number: int) -> None:
