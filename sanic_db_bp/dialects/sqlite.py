@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 
 from ..bridge import uncancelled
-from .base import Backend, Driver, execute_each, in_autocommit
+from .base import Backend, Driver, execute_each
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -63,13 +63,14 @@ class SQLite(Backend):
         def let_go(dbapi_connection: Any, _record: object, _error: object) -> None:
             _end_at_once(dbapi_connection.driver_connection)
 
-        if not read_only:
+        def begin(dbapi_connection: Any) -> None:
+            # Plain BEGIN fails at the first write after a read, whatever the timeout.
+            if not dialect.detect_autocommit_setting(dbapi_connection):
+                execute_each(dbapi_connection, ["BEGIN IMMEDIATE"])
 
-            @event.listens_for(engine, "begin")
-            def begin(connection: Connection) -> None:
-                # Plain BEGIN fails at the first write after a read, whatever the timeout.
-                if not in_autocommit(connection):
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if not read_only:
+            # Not an event: a connection on which its listener has failed never begins one again.
+            dialect.do_begin = begin
 
     def is_closed(self, driver_connection: Any) -> bool:
         return not driver_connection._running
@@ -79,7 +80,7 @@ class SQLite(Backend):
         return code is not None and code & 0xFF in {self._BUSY, self._LOCKED}
 
     def may_end_transaction(self, connection: Connection, driver_error: BaseException) -> bool:
-        if not isinstance(driver_error, sqlite3.Error) or not connection.in_transaction():
+        if not isinstance(driver_error, sqlite3.Error):
             return False
         raw: Any = connection.connection
         if raw.driver_connection.in_transaction:

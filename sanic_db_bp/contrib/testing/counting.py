@@ -55,7 +55,7 @@ def max_queries(most: int) -> Iterator[QueryLog]:
     log = QueryLog()
 
     def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if not _starting.get() and statement != "BEGIN IMMEDIATE":
+        if not _starting.get():
             log.append(" ".join(statement.split()))
 
     event.listen(Engine, "before_cursor_execute", record)
