@@ -106,7 +106,11 @@ def _pool_options(
         size, overflow = 1, 0
     return {
         **options,
-        "poolclass": type("FairPool", (FairPool,), {"is_closed": staticmethod(backend.is_closed)}),
+        "poolclass": type(
+            "FairPool",
+            (FairPool,),
+            {"is_closed": staticmethod(backend.is_closed), "under_way": set()},
+        ),
         "pool_size": size,
         "max_overflow": overflow,
         "pool_timeout": settings.pool_timeout,
@@ -151,12 +155,22 @@ def _explain_failed_connects(engine: AsyncEngine, name: str) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Dialect, _record: object, args: Any, arguments: dict[str, Any]) -> Any:
         limit = arguments.get("connect_timeout") or arguments.get("timeout") or CONNECT_TIMEOUT
-        # Some drivers bound the way to the server alone, and not its answer.
-        attempt = asyncio.wait_for(run_in_bridge(dialect.connect, *args, **arguments), float(limit))
+
+        async def attempt() -> Any:
+            # Some drivers bound the way to the server alone, and not its answer. They may also
+            # succeed after a cancellation, and wait_for() would then lose the connection.
+            async with asyncio.timeout(float(limit)):
+                return await run_in_bridge(dialect.connect, *args, **arguments)
+
+        # asyncio keeps the context in which a socket was opened, or a timer set, for as long as
+        # these live: in a request's own, its body would stay in memory.
+        task = asyncio.get_running_loop().create_task(attempt(), context=Context())
         try:
-            # asyncio keeps the context in which a socket was opened, or a timer set, for as long as
-            # these live: in a request's own, its body would stay in memory.
-            return await_only(asyncio.get_running_loop().create_task(attempt, context=Context()))
+            return await_only(task)
+        except asyncio.CancelledError:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                dialect.do_terminate(task.result())
+            raise
         except Exception as error:
             reason = " ".join(str(error).split()) or "no answer"
             raise DatabaseUnavailable(

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sanic_db_bp.connections.liveness import cut
+from sanic_db_bp.connections.pool import close_connections
 from sanic_db_bp.dialects import BACKENDS, Backend, backend_of, is_memory, parse_url, postgresql
 from sanic_db_bp.dialects.base import DDL_LOCK
 from sanic_db_bp.engine import make_engine
@@ -290,6 +291,23 @@ async def test_a_server_that_is_not_heard_of_is_not_asked_to_kill_for_ever(
         await eventually(lambda: not tasks_of("_kill"), within=3)
         await connection.close()
         await engine.dispose()
+
+
+@on("mariadb", every_driver=True)
+async def test_a_disposal_waits_until_cancelled_statements_are_killed(database_url: str) -> None:
+    """The end of the event loop would leave the statement running, and the kill's socket open."""
+    observer = Observer(database_url)
+    engine = engine_of(database_url)
+    connection = await engine.connect()
+    query = asyncio.create_task(connection.execute(text("SELECT SLEEP(30)")))
+    await eventually(lambda: observer.slow_queries() == 1, within=5)
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await query
+    await connection.close()
+    await close_connections(engine)
+    assert not tasks_of("_kill")
+    await eventually(lambda: observer.slow_queries() == 0)
 
 
 def tasks_of(function: str) -> list[asyncio.Task[Any]]:

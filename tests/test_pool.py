@@ -14,14 +14,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.queue import Empty, Full
 
-from sanic_db_bp.bridge import run_in_bridge
-from sanic_db_bp.connections.pool import FairPool, FairQueue
+from sanic_db_bp.bridge import await_only, run_in_bridge
+from sanic_db_bp.connections.pool import FairPool, FairQueue, close_connections
 from sanic_db_bp.dialects import parse_url
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import DatabaseUnavailable
 from sanic_db_bp.settings import DatabaseSettings
 from tests.databases import on_all, on_every_driver, on_every_driver_of_servers
 from tests.proxy import proxied
+from tests.shop import eventually
 
 pytestmark = on_every_driver
 
@@ -269,6 +270,108 @@ async def test_a_connection_that_comes_too_late_is_kept_for_the_next(
         assert await use(engine) == 1
         assert proxy.lines == 1
         await engine.dispose()
+
+
+@on_every_driver_of_servers
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_connection_that_comes_after_the_disposal_is_closed(
+    database_url: str, cancelled: bool
+) -> None:
+    """Whether somebody still waits for it or not: nobody would close it later."""
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_size=1)
+        pool = pool_of(engine)
+        task = asyncio.create_task(use(engine))
+        await until(lambda: bool(pool._opening))
+        (opening,) = pool._opening
+        # After the last moment at which it could be cancelled, and before anybody has it.
+        opening.add_done_callback(lambda _: pool.dispose())
+        if cancelled:
+            task.cancel()
+        refused: Any = asyncio.CancelledError if cancelled else DatabaseUnavailable
+        with pytest.raises(refused):
+            await task
+        await asyncio.wait({opening})
+        await pool.end_what_is_under_way(1)
+        await eventually(lambda: proxy.lines == 0)
+
+
+@on_every_driver_of_servers
+async def test_a_driver_that_succeeds_in_spite_of_its_cancellation(database_url: str) -> None:
+    """The connection that it has opened is closed."""
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_size=1)
+        dialect: Any = engine.dialect
+        connect = dialect.connect
+        lines: list[int] = []
+
+        def stubborn(*args: Any, **arguments: Any) -> Any:
+            with suppress(asyncio.CancelledError):
+                await_only(asyncio.sleep(5))
+            connection = connect(*args, **arguments)
+            lines.append(proxy.lines)
+            return connection
+
+        dialect.connect = stubborn
+        task = asyncio.create_task(use(engine))
+        await until(lambda: bool(pool_of(engine)._opening))
+        await asyncio.sleep(0.05)
+        await close_connections(engine)
+        with pytest.raises((asyncio.CancelledError, DatabaseUnavailable)):
+            await task
+        await eventually(lambda: proxy.lines == 0)
+    assert lines == [1]
+
+
+@on_every_driver_of_servers
+async def test_a_cancellation_just_after_the_opening_loses_no_connection(database_url: str) -> None:
+    """The driver has ended, and the pool does not have the connection yet."""
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_size=1)
+        dialect: Any = engine.dialect
+        connect = dialect.connect
+
+        def connect_then_cancel(*args: Any, **arguments: Any) -> Any:
+            connection = connect(*args, **arguments)
+            attempt = asyncio.current_task()
+            (opening,) = pool_of(engine)._opening
+            assert attempt is not None
+            # Before the callback that wakes the task which waits for the attempt.
+            attempt.get_loop().call_soon(opening.cancel)
+            return connection
+
+        dialect.connect = connect_then_cancel
+        with pytest.raises((asyncio.CancelledError, DatabaseUnavailable)):
+            await use(engine)
+        await eventually(lambda: proxy.lines == 0)
+        await engine.dispose()
+
+
+@on_every_driver_of_servers
+async def test_an_idle_connection_that_was_invalidated_needs_no_end(single: AsyncEngine) -> None:
+    """As that of a unit of work which was cut off while it gave its connection back."""
+    assert await use(single) == 1
+    (record,) = pool_of(single)._pool.idle
+    await run_in_bridge(record.invalidate)
+    await close_connections(single)
+
+
+@on_every_driver_of_servers
+async def test_a_disposal_that_is_cancelled_leaves_the_rest_to_the_next(database_url: str) -> None:
+    """The end of the event loop cancels it, and disposes once more."""
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url, pool_size=1)
+        assert await use(engine) == 1
+        before = asyncio.all_tasks()
+        closing = asyncio.create_task(close_connections(engine))
+        await until(lambda: pool_of(engine).checkedin() == 0)
+        # As asyncio.run does, which also cancels what has not begun.
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await close_connections(engine)
+        await eventually(lambda: proxy.lines == 0)
 
 
 # The queue by itself

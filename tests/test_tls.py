@@ -18,6 +18,7 @@ from sanic_db_bp import Database, DatabaseSettings, DatabaseUnavailable, Invalid
 from tests.conftest import or_skip
 from tests.databases import SCHEMES
 from tests.pgbouncer import PgBouncer
+from tests.proxy import proxied
 from tests.servers import MariaDBServer
 
 DRIVERS = [name for name in SCHEMES if name != "sqlite"]
@@ -191,6 +192,36 @@ async def test_the_system_is_not_believed_without_the_name(
     assert await target.is_encrypted(**asked)
     with pytest.raises(DatabaseUnavailable, match=r"(?i)certificate"):
         await target.is_encrypted(host="127.0.0.1", **asked)
+
+
+@pytest.mark.parametrize(
+    "target", [name for name in DRIVERS if "psycopg" not in name], indirect=True
+)
+async def test_a_disposal_closes_the_sockets_of_silent_servers(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS has a farewell of its own: the event loop may end before a server has answered it."""
+    monkeypatch.setattr("sanic_db_bp.connections.pool.CLOSE_WITHIN", 0.2)
+    pgbouncer = isinstance(target.server, CertifiedPgBouncer)
+    url = make_url(target.server.url).set(
+        drivername=target.driver,
+        database="postgres" if pgbouncer else "mysql",
+        query={"sslmode": "require"},
+    )
+    written = url.render_as_string(hide_password=False)
+    async with proxied(written) as proxy:
+        async with database(proxy.url, pgbouncer=pgbouncer) as db:
+            async with db.session() as session:
+                raw: Any = await (await session.connection()).get_raw_connection()
+                own = raw.driver_connection
+                transport = own._writer.transport if hasattr(own, "_writer") else own._transport
+                used = transport.get_extra_info("socket")
+                assert transport.get_extra_info("ssl_object") is not None
+            proxy.freeze()
+        # Closed, and the driver told of it, in the next turn of the event loop.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert used.fileno() == -1
 
 
 @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])

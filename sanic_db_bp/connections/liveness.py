@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from ..bridge import bridged_task, run_in_bridge
+from ..bridge import bridged_task, current_task, run_in_bridge
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -67,6 +67,8 @@ def watch(
         setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_cursor))
     for method in ("do_commit", "do_rollback", "do_close") if transactions else ("do_close",):
         setattr(dialect, method, server.watched(getattr(dialect, method), _connection_of_adapter))
+    for method in ("do_close", "do_terminate"):
+        setattr(dialect, method, _to_the_socket(getattr(dialect, method)))
     event.listen(engine, "connect", _keep_alive)
     return server.stop
 
@@ -223,8 +225,35 @@ def _connection_of_adapter(adapter: Any) -> Any:
     return adapter.driver_connection
 
 
+def _to_the_socket(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the method of a dialect that closes a connection, with its socket.
+
+    A TLS transport that was closed waits for the server's own farewell for half a minute. That is
+    of no use to anybody, and an event loop that ends meanwhile leaves the socket open.
+    """
+
+    def close(adapter: Any) -> None:
+        if current_task() is None:
+            # The garbage collector cleans up, and the loop may be closed.
+            method(adapter)
+            return
+        transport = _transport_of(adapter.driver_connection)
+        try:
+            method(adapter)
+        finally:
+            if transport is not None:
+                transport.abort()
+
+    return close
+
+
 def cut(driver_connection: Any) -> None:
     """Close a connection's socket as the other side would, whatever its driver waits for."""
+    transport = _transport_of(driver_connection)
+    if transport is not None and transport.is_closing():
+        # What it waits for, if anything, is the farewell of TLS.
+        transport.abort()
+        return
     own = socket_of(driver_connection)
     if own is not None:
         with own, suppress(OSError):
@@ -256,10 +285,17 @@ def socket_of(driver_connection: Any) -> socket.socket | None:
         if not driver_connection.closed:
             descriptor = driver_connection.fileno()
     else:
-        stream = getattr(driver_connection, "_transport", None) or getattr(
-            driver_connection, "_writer", None
-        )
-        own = None if stream is None else stream.get_extra_info("socket")
+        transport = _transport_of(driver_connection)
+        own = None if transport is None else transport.get_extra_info("socket")
         if own is not None:
             descriptor = own.fileno()
     return None if descriptor < 0 else socket.socket(fileno=os.dup(descriptor))
+
+
+def _transport_of(driver_connection: Any) -> Any:
+    """Return a connection's asyncio transport, or None if it has none."""
+    # asyncpg; asyncmy, whose protocol has it for longer than the connection; aiomysql.
+    holder = getattr(driver_connection, "_proto", None) or getattr(
+        driver_connection, "_writer", None
+    )
+    return getattr(driver_connection, "_transport", None) or getattr(holder, "transport", None)

@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 
-from ..bridge import await_only, run_in_bridge
+from ..bridge import await_only, in_greenlet, run_in_bridge
 from ..exceptions import DatabaseUnavailable
 from .liveness import cut
 
@@ -166,12 +166,17 @@ class FairPool(AsyncAdaptedQueuePool):
     when an engine is disposed.
     """
 
+    under_way: ClassVar[set[asyncio.Task[None]]] = set()
+    """Tasks with a connection of their own, which end by themselves; also of the class."""
+
     on_dispose: tuple[Callable[[], None], ...] = ()
     """Called when the pool is disposed. SQLAlchemy's own event would cost each statement."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._opening: set[asyncio.Task[ConnectionPoolEntry]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_disposed = False
 
     def waiting(self) -> int:
         """Return how many tasks wait for a connection that others have."""
@@ -230,11 +235,25 @@ class FairPool(AsyncAdaptedQueuePool):
         if record.dbapi_connection is None:
             self._drop(record)
             return
+        if self._is_disposed:
+            self._close_late(record)
+            return
         try:
             self._pool.put_nowait(record)
         except Full:
             # A connection of the overflow.
             super()._do_return_conn(record)
+
+    def _close_late(self, record: ConnectionPoolEntry) -> None:
+        """Close what nobody will take out again."""
+        self._dec_overflow()
+        if in_greenlet():
+            record.close()
+        else:
+            closing = run_in_bridge(record.close)
+            task = asyncio.get_running_loop().create_task(closing, context=Context())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _opened(self, deadline: float) -> ConnectionPoolEntry:
         loop = asyncio.get_running_loop()
@@ -254,7 +273,14 @@ class FairPool(AsyncAdaptedQueuePool):
         if task.cancelled() or task.exception() is not None:
             self._give_up(task)
         self._opening.discard(task)
-        return task.result()
+        record = task.result()
+        if self._is_disposed:
+            # Its unit of work has been cut off, and would not give it back.
+            self._close_late(record)
+            raise DatabaseUnavailable(
+                self._orig_logging_name or "db", "the engine was disposed meanwhile"
+            )
+        return record
 
     def _keep(self, task: asyncio.Task[ConnectionPoolEntry]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -270,6 +296,7 @@ class FairPool(AsyncAdaptedQueuePool):
 
     def dispose(self) -> None:
         """Close every idle connection, and do not wait for those that are being opened."""
+        self._is_disposed = True
         for task in self._opening:
             task.cancel()
         for stop in self.on_dispose:
@@ -285,13 +312,47 @@ class FairPool(AsyncAdaptedQueuePool):
         closing = {}
         while not self._pool.empty():
             record = self._pool.get_nowait()
-            assert record.dbapi_connection is not None
-            connection = record.dbapi_connection.driver_connection
-            closing[asyncio.create_task(run_in_bridge(record.close))] = connection
-        if closing:
+            if record.dbapi_connection is not None:
+                # A unit of work that was cut off may have invalidated it after its return.
+                connection = record.dbapi_connection.driver_connection
+                task = asyncio.create_task(run_in_bridge(record.close))
+                closing[task] = record, connection
+        if not closing:
+            return
+        try:
             _, late = await asyncio.wait(closing, timeout=within)
+        except asyncio.CancelledError:
+            for task, (record, _) in closing.items():
+                # The end of the loop cancels those too, some before they have begun: left to the
+                # next disposal, which comes with that end.
+                task.cancel()
+                if record.dbapi_connection is not None:
+                    self._pool.put_nowait(record)
+            raise
+        for task in late:
+            cut(closing[task][1])
+
+    async def end_what_is_under_way(self, within: float) -> None:
+        """Wait, after the disposal, for connections that come or go behind everybody's back.
+
+        Args:
+            within: seconds that they have; what is left then is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        # An event loop that has ended leaves behind what it did not finish.
+        own = {task for task in self.under_way if task.get_loop() is loop}
+        if own:
+            _, late = await asyncio.wait(own, timeout=within)
             for task in late:
-                cut(closing[task])
+                task.cancel()
+        while tasks := {
+            task
+            for task in (*own, *self._opening, *self._closing)
+            if not task.done() and task.get_loop() is loop
+        }:
+            done, _ = await asyncio.wait(tasks, timeout=within)
+            if not done:
+                return
 
     def _too_slow(self) -> PoolExhausted:
         return PoolExhausted(
@@ -316,13 +377,16 @@ class FairPool(AsyncAdaptedQueuePool):
 
 async def close_connections(engine: AsyncEngine) -> None:
     """Close the connections of an engine, within a bound; what fails is logged."""
+    pool = engine.pool
     try:
         async with asyncio.timeout(2 * CLOSE_WITHIN):
-            if isinstance(engine.pool, FairPool):
-                await engine.pool.close_idle(CLOSE_WITHIN)
+            if isinstance(pool, FairPool):
+                await pool.close_idle(CLOSE_WITHIN)
             await engine.dispose()
     except (TimeoutError, SQLAlchemyError, OSError):
         logger.exception("closing the connections of %s failed", engine.url)
+    if isinstance(pool, FairPool):
+        await pool.end_what_is_under_way(CLOSE_WITHIN)
 
 
 def status_of(engine: AsyncEngine) -> PoolStatus:

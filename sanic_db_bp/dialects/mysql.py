@@ -14,6 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from ..bridge import run_in_bridge
+from ..connections.pool import FairPool
 from ..exceptions import DatabaseUnavailable
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, execute_each, in_milliseconds
 from .tls import split_tls, tls_context
@@ -138,7 +139,7 @@ def _insist_on_tls(dialect: Any) -> None:
 def _kill_cancelled_statements(engine: Engine) -> None:
     """The server goes on with a statement whose client is gone, and with its locks."""
     ways: list[tuple[Any, Any]] = []
-    tasks: set[asyncio.Task[None]] = set()
+    tasks = engine.pool.under_way if isinstance(engine.pool, FairPool) else set()
 
     @event.listens_for(engine, "do_connect")
     def remember(_dialect: object, _record: object, args: Any, arguments: Any) -> None:
