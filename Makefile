@@ -17,7 +17,7 @@ demo: $(VENV)/.installed-demo ## Serve the example app on its SQLite file (PORT=
 	PORT=$(PORT) $(BIN)/python -m examples.countries
 
 test: $(VENV)/.installed-test ## Run the whole suite (TEST_ARGS="-k commit" for a part)
-	$(BIN)/python -m pytest --numprocesses=3 $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=4 --dist=worksteal $(TEST_ARGS)
 
 bench: $(VENV)/.installed-bench ## Measure against other ways (BENCH_ARGS="--quick" for a short run)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

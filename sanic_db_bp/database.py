@@ -179,10 +179,7 @@ class Database:
         """Makes the read-write sessions."""
         return self._observed(
             SessionFactory(
-                self.name,
-                self.engine,
-                *self._classes,
-                expire_on_commit=self.settings.expire_on_commit,
+                self.engine, *self._classes, expire_on_commit=self.settings.expire_on_commit
             ),
             read_only=False,
         )
@@ -191,9 +188,7 @@ class Database:
     def read_factory(self) -> SessionFactory:
         """Makes the read sessions."""
         return self._observed(
-            SessionFactory(
-                self.name, self.read_engine, *self._read_classes, expire_on_commit=False
-            ),
+            SessionFactory(self.read_engine, *self._read_classes, expire_on_commit=False),
             read_only=True,
         )
 

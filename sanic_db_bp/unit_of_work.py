@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -45,9 +45,13 @@ class UnitOfWork:
     """
 
     __slots__ = (
+        "_async_read_session",
+        "_async_session",
         "_callbacks",
         "_cut",
         "_read",
+        "_read_session",
+        "_session",
         "_write",
         "commits",
         "database",
@@ -60,7 +64,7 @@ class UnitOfWork:
     )
 
     def __init__(
-        self, database: Database, *, isolation_level: str | None = None, plain: bool = False
+        self, database: Database, isolation_level: str | None = None, plain: bool = False
     ) -> None:
         self.database = database
         self.isolation_level = isolation_level
@@ -71,6 +75,11 @@ class UnitOfWork:
         self.ending = False
         """Whether the COMMIT that ends it is under way: what waits for it comes after the end."""
         self.commits = 0
+        # What was handed out, and what of it was used.
+        self._session: Session | None = None
+        self._async_session: AsyncSession | None = None
+        self._read_session: Session | None = None
+        self._async_read_session: AsyncSession | None = None
         self._write: SessionUse | None = None
         self._read: SessionUse | None = None
         self._callbacks: list[tuple[Callback, tuple[SessionTransaction, ...]]] = []
@@ -81,41 +90,46 @@ class UnitOfWork:
     @property
     def session(self) -> Session:
         """The plain session."""
-        session = (self._write or self._writing()).session
-        assert session is not None
-        return session
+        if self._session is None:
+            self._session = self.database.factory.shell(self)
+        return self._session
 
     @property
     def async_session(self) -> AsyncSession:
         """The asyncio session over the same transaction."""
-        return (self._write or self._writing()).async_session
+        if self._async_session is None:
+            self._async_session = self.database.factory.async_shell(self.session)
+        return self._async_session
 
     @property
     def read_session(self) -> ReadSession:
         """The plain session for reading."""
-        session = (self._read or self._reading()).session
-        assert isinstance(session, ReadSession)
-        return session
+        if self._read_session is None:
+            self._read_session = self.database.read_factory.shell(self)
+        return cast(ReadSession, self._read_session)
 
     @property
     def async_read_session(self) -> AsyncReadSession:
         """The asyncio session for reading."""
-        session = (self._read or self._reading()).async_session
-        assert isinstance(session, AsyncReadSession)
-        return session
+        if self._async_read_session is None:
+            factory = self.database.read_factory
+            self._async_read_session = factory.async_shell(self.read_session)
+        return cast(AsyncReadSession, self._async_read_session)
 
-    def _writing(self) -> SessionUse:
-        self._write = use = SessionUse(self, self.database.factory, self.isolation_level)
+    def use(self, session: Session) -> SessionUse:
+        """Take note that one of its plain sessions is used from now on."""
+        use = SessionUse(self, session)
+        if self.finished:
+            return use
+        self.database.live_units.add(self)
+        if isinstance(session, ReadSession):
+            self._read, form = use, self._async_read_session
+        else:
+            self._write, form = use, self._async_session
+        if form is not None:
+            # From now on SQLAlchemy's own look-ups find the asyncio form by the plain one.
+            _ = form.sync_session
         return use
-
-    def _reading(self) -> SessionUse:
-        self._read = use = SessionUse(self, self.database.read_factory)
-        return use
-
-    def began(self) -> None:
-        """Called when a session of it is first used."""
-        if not self.finished:
-            self.database.live_units.add(self)
 
     @property
     def in_transaction(self) -> bool:
@@ -192,8 +206,12 @@ class UnitOfWork:
                 if read is not None and not read.finished:
                     read.close()
             finally:
-                self._write = self._read = None
-                self.database.live_units.discard(self)
+                # Nothing may keep the other alive until the garbage collector comes by.
+                self._session = self._async_session = None
+                self._read_session = self._async_read_session = None
+                if write is not None or read is not None:
+                    self._write = self._read = None
+                    self.database.live_units.discard(self)
 
     def on_commit(self, callback: Callback) -> None:
         """Call something after the next successful COMMIT, and never after a rollback.

@@ -193,6 +193,16 @@ async def test_an_object_of_the_plain_form_leads_to_the_asyncio_form(unit: UnitO
     assert async_object_session(await run_in_bridge(read, unit.session)) is asyncio_form
 
 
+@pytest.mark.parametrize("form", ["session", "async_session"])
+async def test_what_is_set_before_the_first_use_is_kept(unit: UnitOfWork, form: Any) -> None:
+    """A session is made at its first use, whatever that is."""
+    getattr(unit, form).info["tenant"] = 7
+    getattr(unit, form).autoflush = False
+    await unit.async_session.scalar(COUNT)
+    assert not unit.session.autoflush
+    assert unit.session.info == {"tenant": 7}
+
+
 async def test_lazy_loading_works_in_the_bridge(unit: UnitOfWork) -> None:
     """Related objects are loaded when they are touched, whichever form loaded the first."""
 

@@ -74,15 +74,15 @@ class ScopedRequest(Request):
         if self.units_of_work is not None:
             return self.units_of_work
         request: Any = self
-        if not hasattr(self, "_scope"):
-            request._scope = Scope(self)
+        scope: Scope
+        request._scope = scope = Scope(self)
         self.__class__ = self.with_units
-        scope: Scope = request._scope
         return scope
 
     def unscoped(self) -> None:
         """Turn into what it was, as nothing is left to be finished."""
         self.__class__ = self.without_units
+        del cast(Any, self)._scope
 
     def finish_with_response(self) -> None:
         """Let the response that is there already finish what was begun after it."""

@@ -74,7 +74,7 @@ class Scope:
                 entry="websocket-without-session",
             )
         plan = self.plan
-        unit = UnitOfWork(database, isolation_level=plan.transaction.isolation, plain=plan.plain)
+        unit = UnitOfWork(database, plan.transaction.isolation, plan.plain)
         self.units[database.name] = unit
         if not self.handling or self.finishing:
             self._see_to(unit)

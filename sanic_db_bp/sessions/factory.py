@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from ..bridge import in_greenlet
-from .guards import guarded_class, use_of
-from .use import SessionUse
+from .guards import guarded_class
+from .reading import ReadSession
+
+if TYPE_CHECKING:
+    from ..unit_of_work import UnitOfWork
 
 S = TypeVar("S", bound=Session | AsyncSession)
 
@@ -57,7 +60,6 @@ class SessionFactory:
     """Makes the sessions of one engine.
 
     Args:
-        database: the database's name, for errors.
         engine: what the sessions are bound to.
         session_class: the plain class, such as a subclass of ``Session`` for one database.
         async_session_class: the asyncio class.
@@ -66,33 +68,31 @@ class SessionFactory:
 
     def __init__(
         self,
-        database: str,
         engine: AsyncEngine,
         session_class: type[Session],
         async_session_class: type[AsyncSession],
         *,
         expire_on_commit: bool,
     ) -> None:
-        self.database = database
         self._engine = engine
         self.session_class = guarded_class(session_class)
-        self._shell_class = _shell_class(self.session_class, _make_of_its_use)
+        self._shell_class = _shell_class(self.session_class, self._make)
         self._async_session_class = _direct_class(async_session_class)
         self._async_shell_class = _shell_class(self._async_session_class, self._make_async)
         self._expire_on_commit = expire_on_commit
 
-    def shell(self, use: SessionUse) -> Session:
-        """Return a new session that reports to the given use, and is made at its first use."""
-        session = self._shell_class.__new__(self._shell_class)
-        session.__dict__["unit_of_work_use"] = use
-        return session
+    def shell(self, unit: UnitOfWork) -> Session:
+        """Return a new session of a unit of work, which is made at its first use."""
+        shell = self._shell_class.__new__(self._shell_class)
+        shell.__dict__["_unit"] = unit
+        return shell
 
-    def make(self, shell: Session, isolation_level: str | None) -> None:
-        """Make the session that a shell stands for."""
+    def _make(self, shell: Session) -> None:
+        unit: UnitOfWork = shell.__dict__.pop("_unit")
         bind = self._engine.sync_engine
-        if isolation_level is not None:
-            bind = bind.execution_options(isolation_level=isolation_level)
-        shell.__class__ = self.session_class
+        if unit.isolation_level is not None and not issubclass(self.session_class, ReadSession):
+            bind = bind.execution_options(isolation_level=unit.isolation_level)
+        shell.__dict__["unit_of_work_use"] = unit.use(shell)
         self.session_class.__init__(shell, bind, expire_on_commit=self._expire_on_commit)
 
     def async_shell(self, session: Session) -> AsyncSession:
@@ -104,22 +104,29 @@ class SessionFactory:
     def _make_async(self, shell: AsyncSession) -> None:
         session = shell.__dict__.pop("_form_of")
         as_class = cast(type[Session], lambda **_: session)
-        shell.__class__ = self._async_session_class
         self._async_session_class.__init__(shell, self._engine, sync_session_class=as_class)
-
-
-def _make_of_its_use(shell: Session) -> None:
-    use_of(shell).make(shell)
 
 
 def _shell_class(made: type[S], make: Callable[[S], None]) -> type[S]:
     """Return the class of sessions that cost nothing until they are used."""
 
-    def make_first(self: Any, name: str) -> Any:
+    def become(self: Any) -> None:
+        object.__setattr__(self, "__class__", made)
         make(self)
+
+    def make_and_get(self: Any, name: str) -> Any:
+        become(self)
         return getattr(self, name)
 
-    methods = {"__module__": made.__module__, "__getattr__": make_first}
+    def make_and_set(self: Any, name: str, value: object) -> None:
+        become(self)
+        setattr(self, name, value)
+
+    methods = {
+        "__module__": made.__module__,
+        "__getattr__": make_and_get,
+        "__setattr__": make_and_set,
+    }
     return cast(type[S], type(made.__name__, (made,), methods))
 
 

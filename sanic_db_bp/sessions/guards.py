@@ -39,7 +39,7 @@ ENDS_SESSION = ("close", "reset", "invalidate")
 
 def use_of(session: Session) -> SessionUse:
     """Return which use of which unit of work a session belongs to."""
-    use: SessionUse = session.__dict__["unit_of_work_use"]
+    use: SessionUse = cast(Any, session).unit_of_work_use
     return use
 
 
@@ -86,7 +86,7 @@ def _alone(method: Callable[..., Any], *, forgets: bool, ends: bool = False) -> 
 
     @wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        use: SessionUse = self.__dict__["unit_of_work_use"]
+        use: SessionUse = self.unit_of_work_use
         task = bridged_task()
         if task is not None and use.used_by is task:
             result = method(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""One session of a unit of work: its two forms, and which task uses it just now."""
+"""One session of a unit of work that is in use, and which task uses it just now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from ..bridge import await_only, current_task, uninterrupted
@@ -20,7 +19,6 @@ from ..exceptions import (
 
 if TYPE_CHECKING:
     from ..unit_of_work import UnitOfWork
-    from .factory import SessionFactory
 
 logger = logging.getLogger("sanic.root.db")
 
@@ -32,63 +30,29 @@ After them the task is cancelled, and has as long again to let go.
 
 
 class SessionUse:
-    """One session of a unit of work: its two forms, and which task uses it just now."""
+    """One session of a unit of work that is in use, and which task uses it just now."""
 
-    __slots__ = (
-        "_async_session",
-        "_connections",
-        "_factory",
-        "_freed",
-        "_isolation_level",
-        "finished",
-        "made",
-        "session",
-        "unit",
-        "used_by",
-    )
+    __slots__ = ("_connections", "_freed", "finished", "session", "unit", "used_by")
 
-    def __init__(
-        self, unit: UnitOfWork, factory: SessionFactory, isolation_level: str | None = None
-    ) -> None:
+    def __init__(self, unit: UnitOfWork, session: Session) -> None:
         self.unit = unit
         self.used_by: asyncio.Task[Any] | None = None
         self.finished = unit.finished
-        self.made = False
-        self._factory = factory
-        self._isolation_level = isolation_level
-        self.session: Session | None = factory.shell(self)
-        """The plain form, an empty shell until it is first used; nothing after the end."""
-        self._async_session: AsyncSession | None = None
+        self.session = None if unit.finished else session
+        """The plain form; nothing after the end."""
         self._connections: list[Connection] = []
         self._freed: asyncio.Future[None] | None = None
 
     @property
     def database(self) -> str:
         """The name of the database."""
-        return self._factory.database
-
-    def make(self, shell: Session) -> None:
-        """Turn the shell into a session."""
-        self.made = True
-        self.unit.began()
-        self._factory.make(shell, self._isolation_level)
-        if self._async_session is not None:
-            # From now on SQLAlchemy's own look-ups find the asyncio form by the plain one.
-            _ = self._async_session.sync_session
-
-    @property
-    def async_session(self) -> AsyncSession:
-        """The asyncio form of the same session."""
-        if self._async_session is None:
-            assert self.session is not None
-            self._async_session = self._factory.async_shell(self.session)
-        return self._async_session
+        return self.unit.database.name
 
     @property
     def transacting(self) -> Session | None:
         """The session, if it has a transaction under way."""
         session = self.session
-        return session if self.made and session is not None and session.in_transaction() else None
+        return session if session is not None and session.in_transaction() else None
 
     def enter(self, task: asyncio.Task[Any] | None) -> None:
         """Reserve the session.
@@ -127,12 +91,12 @@ class SessionUse:
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; runs in the bridge."""
         try:
-            if self.session is not None and self.made and not self.finished:
+            if self.session is not None and not self.finished:
                 self._close(self.session)
         finally:
             # Nothing may keep the other alive until the garbage collector comes by.
             self.finished = True
-            self.session = self._async_session = None
+            self.session = None
             self._connections.clear()
 
     def _close(self, session: Session) -> None:
