@@ -241,7 +241,8 @@ def _to_the_socket(method: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             method(adapter)
         finally:
-            if transport is not None:
+            # One that is not being closed is a test's, lent to the app and taken back.
+            if transport is not None and transport.is_closing():
                 transport.abort()
 
     return close
@@ -286,9 +287,8 @@ def socket_of(driver_connection: Any) -> socket.socket | None:
             descriptor = driver_connection.fileno()
     else:
         transport = _transport_of(driver_connection)
-        own = None if transport is None else transport.get_extra_info("socket")
-        if own is not None:
-            descriptor = own.fileno()
+        if transport is not None and not transport.is_closing():
+            descriptor = transport.get_extra_info("socket").fileno()
     return None if descriptor < 0 else socket.socket(fileno=os.dup(descriptor))
 
 

@@ -81,8 +81,10 @@ class ScopedRequest(Request):
 
     def unscoped(self) -> None:
         """Turn into what it was, as nothing is left to be finished."""
+        request: Any = self
         self.__class__ = self.without_units
-        del cast(Any, self)._scope
+        request._handling = False
+        del request._scope
 
     def finish_with_response(self) -> None:
         """Let the response that is there already finish what was begun after it."""
