@@ -310,6 +310,28 @@ async def test_a_disposal_waits_until_cancelled_statements_are_killed(database_u
     await eventually(lambda: observer.slow_queries() == 0)
 
 
+@on("mariadb", every_driver=True)
+async def test_a_disposal_does_not_wait_for_a_kill_that_is_not_heard(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not done in time is given up, and nothing of it is left."""
+    monkeypatch.setattr("sanic_db_bp.connections.pool.CLOSE_WITHIN", 0.2)
+    observer = Observer(database_url)
+    async with proxied(database_url) as proxy:
+        engine = engine_of(proxy.url)
+        connection = await engine.connect()
+        query = asyncio.create_task(connection.execute(text("SELECT SLEEP(5)")))
+        await eventually(lambda: observer.slow_queries() == 1, within=5)
+        proxy.freeze()
+        query.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await query
+        assert tasks_of("_kill")
+        await close_connections(engine)
+        assert not tasks_of("_kill")
+        await connection.close()
+
+
 def tasks_of(function: str) -> list[asyncio.Task[Any]]:
     """Give the tasks of a coroutine function that are kept, those that are done too."""
     gc.collect()

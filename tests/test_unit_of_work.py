@@ -756,6 +756,16 @@ async def test_a_discarded_unit_of_work_is_over(database: Database) -> None:
         await database.dispose(within=5)
 
 
+async def test_a_read_session_that_was_closed_needs_no_end(database: Database) -> None:
+    """The transaction beside it is committed."""
+    unit = database.unit_of_work()
+    await use(unit)
+    await unit.async_read_session.execute(ONE)
+    await unit.async_read_session.close()
+    await run_in_bridge(unit.commit)
+    assert await count(database) == 1
+
+
 async def test_discard_leaves_what_is_done(database: Database) -> None:
     """A connection that is back in the pool since a commit is not cut."""
     unit = database.unit_of_work()

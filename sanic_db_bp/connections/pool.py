@@ -326,8 +326,7 @@ class FairPool(AsyncAdaptedQueuePool):
                 # The end of the loop cancels those too, some before they have begun: left to the
                 # next disposal, which comes with that end.
                 task.cancel()
-                if record.dbapi_connection is not None:
-                    self._pool.put_nowait(record)
+                self._pool.put_nowait(record)
             raise
         for task in late:
             cut(closing[task][1])
@@ -336,23 +335,22 @@ class FairPool(AsyncAdaptedQueuePool):
         """Wait, after the disposal, for connections that come or go behind everybody's back.
 
         Args:
-            within: seconds that they have; what is left then is cancelled.
+            within: seconds that they have; what is left then is cancelled, and has as long again.
         """
         loop = asyncio.get_running_loop()
-        # An event loop that has ended leaves behind what it did not finish.
-        own = {task for task in self.under_way if task.get_loop() is loop}
-        if own:
-            _, late = await asyncio.wait(own, timeout=within)
-            for task in late:
-                task.cancel()
-        while tasks := {
-            task
-            for task in (*own, *self._opening, *self._closing)
-            if not task.done() and task.get_loop() is loop
-        }:
-            done, _ = await asyncio.wait(tasks, timeout=within)
-            if not done:
+        end = loop.time() + within
+        while tasks := self._under_way_in(loop):
+            if (left := end - loop.time()) <= 0:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=within)
                 return
+            await asyncio.wait(tasks, timeout=left)
+
+    def _under_way_in(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+        tasks: list[asyncio.Task[Any]] = [*self.under_way, *self._opening, *self._closing]
+        # An event loop that has ended leaves behind what it did not finish.
+        return {task for task in tasks if task.get_loop() is loop and not task.done()}
 
     def _too_slow(self) -> PoolExhausted:
         return PoolExhausted(

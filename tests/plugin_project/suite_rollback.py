@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sanic import Sanic
-from sqlalchemy import NullPool, insert, select, text
+from sqlalchemy import NullPool, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -70,6 +70,13 @@ def test_reusable_client(app: App, sanic_db_session: Session, time: int) -> None
         assert client.post("/names-of-all-kinds/Coffee")[1].json == [["Coffee", "Tea"]] * 2 or (
             sorted(client.get("/names")[1].json) == ["Coffee", "Tea"]
         )
+
+
+def test_changed_rows_are_counted(app: App, sanic_db_session: Session) -> None:
+    sanic_db_session.add_all([Item(name="Tea"), Item(name="Coffee")])
+    result: Any = sanic_db_session.execute(update(Item).values(name=Item.name + " to go"))
+    assert result.rowcount == 2
+    assert names(sanic_db_session) == ["Coffee to go", "Tea to go"]
 
 
 def test_concurrent_requests(app: App, sanic_db_session: Session) -> None:
