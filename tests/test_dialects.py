@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,19 @@ async def test_a_failed_connect_does_not_stop_the_look_for_clients(database_url:
         await engine.dispose()
 
 
+async def cancel_a_query(
+    connection: AsyncConnection, observer: Observer, meanwhile: Callable[[], None] | None = None
+) -> None:
+    """Cancel a statement of MariaDB while it runs on the server."""
+    query = asyncio.create_task(connection.execute(text("SELECT SLEEP(5)")))
+    await eventually(lambda: observer.slow_queries() == 1, within=5)
+    if meanwhile is not None:
+        meanwhile()
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await query
+
+
 @on("mariadb", every_driver=True)
 async def test_a_server_that_is_not_heard_of_is_not_asked_to_kill_for_ever(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -281,12 +295,7 @@ async def test_a_server_that_is_not_heard_of_is_not_asked_to_kill_for_ever(
     async with proxied(database_url) as proxy:
         engine = engine_of(proxy.url)
         connection = await engine.connect()
-        query = asyncio.create_task(connection.execute(text("SELECT SLEEP(5)")))
-        await eventually(lambda: observer.slow_queries() == 1, within=5)
-        proxy.freeze()
-        query.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await query
+        await cancel_a_query(connection, observer, meanwhile=proxy.freeze)
         await eventually(lambda: any(each.startswith("KILL") for each in caplog.messages), within=3)
         await eventually(lambda: not tasks_of("_kill"), within=3)
         await connection.close()
@@ -299,11 +308,7 @@ async def test_a_disposal_waits_until_cancelled_statements_are_killed(database_u
     observer = Observer(database_url)
     engine = engine_of(database_url)
     connection = await engine.connect()
-    query = asyncio.create_task(connection.execute(text("SELECT SLEEP(30)")))
-    await eventually(lambda: observer.slow_queries() == 1, within=5)
-    query.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await query
+    await cancel_a_query(connection, observer)
     await connection.close()
     await close_connections(engine)
     assert not tasks_of("_kill")
@@ -320,12 +325,7 @@ async def test_a_disposal_does_not_wait_for_a_kill_that_is_not_heard(
     async with proxied(database_url) as proxy:
         engine = engine_of(proxy.url)
         connection = await engine.connect()
-        query = asyncio.create_task(connection.execute(text("SELECT SLEEP(5)")))
-        await eventually(lambda: observer.slow_queries() == 1, within=5)
-        proxy.freeze()
-        query.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await query
+        await cancel_a_query(connection, observer, meanwhile=proxy.freeze)
         assert tasks_of("_kill")
         await close_connections(engine)
         assert not tasks_of("_kill")

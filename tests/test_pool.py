@@ -304,8 +304,10 @@ async def test_a_driver_that_succeeds_in_spite_of_its_cancellation(database_url:
         dialect: Any = engine.dialect
         connect = dialect.connect
         lines: list[int] = []
+        begun = asyncio.Event()
 
         def stubborn(*args: Any, **arguments: Any) -> Any:
+            begun.set()
             with suppress(asyncio.CancelledError):
                 await_only(asyncio.sleep(5))
             connection = connect(*args, **arguments)
@@ -314,8 +316,7 @@ async def test_a_driver_that_succeeds_in_spite_of_its_cancellation(database_url:
 
         dialect.connect = stubborn
         task = asyncio.create_task(use(engine))
-        await until(lambda: bool(pool_of(engine)._opening))
-        await asyncio.sleep(0.05)
+        await begun.wait()
         await close_connections(engine)
         with pytest.raises((asyncio.CancelledError, DatabaseUnavailable)):
             await task

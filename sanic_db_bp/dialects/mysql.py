@@ -14,7 +14,6 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from ..bridge import run_in_bridge
-from ..connections.pool import FairPool
 from ..exceptions import DatabaseUnavailable
 from .base import CONNECT_TIMEOUT, DDL_LOCK, Backend, Driver, execute_each, in_milliseconds
 from .tls import split_tls, tls_context
@@ -139,7 +138,8 @@ def _insist_on_tls(dialect: Any) -> None:
 def _kill_cancelled_statements(engine: Engine) -> None:
     """The server goes on with a statement whose client is gone, and with its locks."""
     ways: list[tuple[Any, Any]] = []
-    tasks = engine.pool.under_way if isinstance(engine.pool, FairPool) else set()
+    # Our own pool waits for them when it is disposed; a user's may be of another class.
+    tasks: set[asyncio.Task[None]] = getattr(engine.pool, "under_way", set())
 
     @event.listens_for(engine, "do_connect")
     def remember(_dialect: object, _record: object, args: Any, arguments: Any) -> None:
