@@ -12,6 +12,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from ..bridge import bridged_task, deliver_cancellation, held_back
 from ..exceptions import SessionFinished
+from .by_key import by_key
 from .reading import ReadSession
 
 if TYPE_CHECKING:
@@ -45,20 +46,20 @@ def use_of(session: Session) -> SessionUse:
 
 def guarded_class(session_class: type[S]) -> type[S]:
     """Return the subclass of a session class whose methods report to their unit of work."""
-    namespace = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
-    bases: tuple[type, ...] = (session_class,)
     base: type[Session] = ReadSession if issubclass(session_class, ReadSession) else Session
+    methods = {"get": by_key(base.get), **_guarded_methods(base)}
+    guarded: Any = type(base.__name__, (base,), {"__module__": base.__module__, **methods})
     if session_class is not base:
         # What a subclass adds may call super().execute(), which passes by its own guards.
-        bases = (session_class, type("Session", (base,), _guarded_methods(base)))
-    guarded = cast(type[S], type(session_class.__name__, bases, namespace))
+        methods = {"__module__": session_class.__module__, **_guarded_methods(session_class)}
+        guarded = type(session_class.__name__, (session_class, guarded), methods)
     event.listen(guarded, "after_begin", _after_begin)
     if not issubclass(session_class, ReadSession):
         # The end of a read session says nothing about what is to be committed.
         event.listen(guarded, "after_commit", _after_commit)
         event.listen(guarded, "after_soft_rollback", _after_soft_rollback)
         event.listen(guarded, "after_transaction_end", _after_transaction_end)
-    return guarded
+    return cast(type[S], guarded)
 
 
 def _guarded_methods(session_class: type[Session]) -> dict[str, Any]:
