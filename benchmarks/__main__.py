@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--contenders", nargs="+", default=[], choices=LABELS, metavar="NAME", help=names)
     add("--rounds", type=int, default=5, help="of each contender (default: 5)")
     add("--seconds", type=float, default=2, help="of a round (default: 2)")
-    add("--warm-up", type=float, default=1, help="seconds before the rounds (default: 1)")
+    add("--warm-up", type=float, default=1, help="seconds before each round (default: 1)")
     add("--pool-size", type=int, default=16, help="connections of each pool (default: 16)")
     add("--client", choices=CLIENTS, help="wrk where there is one, or else python")
     add("--out", type=Path, default=ROOT / "build" / "benchmarks", help="folder for the report")

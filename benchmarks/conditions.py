@@ -40,7 +40,6 @@ PACKAGES = (
 
 def conditions(databases: Databases, plan: Plan, arguments: Sequence[str]) -> dict[str, str]:
     """Describe the machine, the versions, the settings and the command."""
-    seconds = f"{plan.rounds} rounds of {plan.seconds:g} s, after {plan.warm_up:g} s of warm-up"
     return {
         "Command": shlex.join(["python", "-m", "benchmarks", *arguments]),
         "Commit": _commit(),
@@ -51,7 +50,10 @@ def conditions(databases: Databases, plan: Plan, arguments: Sequence[str]) -> di
         "Packages": ", ".join(filter(None, map(_version, PACKAGES))),
         "PostgreSQL": asyncio.run(_postgresql(databases.url("postgresql"))),
         "Client": _client(plan),
-        "Rounds": f"{seconds}, one contender after another in each round",
+        "Rounds": (
+            f"{plan.rounds} rounds of {plan.seconds:g} s, each in a new process after "
+            f"{plan.warm_up:g} s of warm-up, one contender after another in each round"
+        ),
         "Settings": (
             f"one worker, pools of {plan.pool_size} connections without overflow, no access log, "
             f"16 requests in flight unless said otherwise; the distant database is "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import median
@@ -23,7 +22,7 @@ class Plan:
         client: what sends the requests.
         rounds: of each contender in each workload.
         seconds: of a round.
-        warm_up: seconds of load before the first round.
+        warm_up: seconds of load before each round.
         pool_size: connections of each pool.
         only: the contenders to run, if not all.
     """
@@ -57,17 +56,37 @@ class Result:
         return median(self.of(measure))
 
 
+Answers = dict[str, tuple[str, object]]
+"""The first answer in each workload: whose, and what it means."""
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A contender in a workload, up and running, with what it has reached so far."""
+    """A contender in a workload, with what it has reached so far."""
 
     workload: Workload
-    server: RunningServer
+    url: str
     result: Result
 
-    def take(self, client: Client, seconds: float) -> Sample:
-        """Load the server once."""
-        return self.server.measure(client, self.workload.call, self.workload.connections, seconds)
+    def take(self, plan: Plan, answers: Answers) -> Sample:
+        """Serve the contender in a new process, compare its answer, and load it once.
+
+        What a process happens to have, such as the places of its memory, it keeps as long as it
+        lives: rounds in one and the same would all have it.
+        """
+        workload = self.workload
+        with launched(
+            self.result.contender,
+            self.url,
+            pool_size=plan.pool_size,
+            more_routes=workload.more_routes,
+            workers=workload.workers,
+        ) as server:
+            server.wait_until_up()
+            check_answer(workload, server, answers)
+            if plan.warm_up:
+                server.measure(plan.client, workload.call, workload.connections, plan.warm_up)
+            return server.measure(plan.client, workload.call, workload.connections, plan.seconds)
 
 
 def run(
@@ -79,82 +98,47 @@ def run(
     """Run the workloads one after another, and those of a series together."""
     results: list[Result] = []
     for _, group in groupby(workloads, key=lambda workload: workload.group):
-        with ExitStack() as stack:
-            turns = run_group(list(group), databases, plan, stack)
+        turns = [
+            Turn(workload, databases.url(workload.where), Result(workload.name, contender))
+            for workload in group
+            for contender in plan.contenders(workload)
+        ]
+        run_rounds(turns, plan)
         for turn in turns:
-            say(summary(turn))
+            say(summary(turn.result))
             results.append(turn.result)
     return results
 
 
-def run_group(
-    workloads: list[Workload], databases: Databases, plan: Plan, stack: ExitStack
-) -> list[Turn]:
-    """Have the contenders of some workloads up all at once, compare their answers, load them."""
-    turns = []
-    for workload in workloads:
-        turns += launch(workload, databases.url(workload.where), plan, stack)
-    for turn in turns:
-        turn.server.wait_until_up()
-    for workload in workloads:
-        check_answers(workload, [turn.server for turn in turns if turn.workload is workload])
-    run_rounds(turns, plan)
-    return turns
+def run_rounds(turns: list[Turn], plan: Plan) -> None:
+    """Let each have its turn once a round, another one first each time."""
+    answers: Answers = {}
+    order = deque(turns)
+    for _ in range(plan.rounds):
+        for turn in order:
+            turn.result.samples.append(turn.take(plan, answers))
+        order.rotate(-1)
 
 
-def summary(turn: Turn) -> str:
+def check_answer(workload: Workload, server: RunningServer, answers: Answers) -> None:
+    """Compare an answer with the first one in this workload.
+
+    Raises:
+        ContenderFailed: it does not mean the same.
+    """
+    name, meaning = server.arguments.name, workload.meaning(server.answer(workload.call))
+    first_name, first = answers.setdefault(workload.name, (name, meaning))
+    if meaning != first:
+        raise ContenderFailed(
+            f"{name} answers {meaning} to {workload.call.path}, and {first_name} {first}"
+        )
+
+
+def summary(result: Result) -> str:
     """Give the medians of a result in one line."""
-    result = turn.result
     return (
         f"{result.workload:14}{result.contender:22}"
         f"{result.median('requests_per_second'):9.0f} requests/s"
         f"{result.median('cpu_us'):9.1f} us CPU{result.median('mean_ms'):9.2f} ms"
         f"{result.median('memory_mb'):8.1f} MB"
     )
-
-
-def launch(workload: Workload, url: str, plan: Plan, stack: ExitStack) -> list[Turn]:
-    """Launch the contenders of a workload, until the stack ends."""
-    return [
-        Turn(
-            workload,
-            stack.enter_context(
-                launched(
-                    name,
-                    url,
-                    pool_size=plan.pool_size,
-                    more_routes=workload.more_routes,
-                    workers=workload.workers,
-                )
-            ),
-            Result(workload.name, name),
-        )
-        for name in plan.contenders(workload)
-    ]
-
-
-def check_answers(workload: Workload, servers: list[RunningServer]) -> None:
-    """Compare the answers of all contenders.
-
-    Raises:
-        ContenderFailed: one is not like that of the first contender.
-    """
-    meanings = [workload.meaning(server.answer(workload.call)) for server in servers]
-    for server, meaning in zip(servers, meanings, strict=True):
-        if meaning != meanings[0]:
-            raise ContenderFailed(
-                f"{server.arguments.name} answers {meaning} to {workload.call.path}, "
-                f"and {servers[0].arguments.name} {meanings[0]}"
-            )
-
-
-def run_rounds(turns: list[Turn], plan: Plan) -> None:
-    """Warm all up, then load each once a round, another one first each time."""
-    if plan.warm_up:
-        for turn in turns:
-            turn.take(plan.client, plan.warm_up)
-    order = deque(turns)
-    for _ in range(plan.rounds):
-        for turn in order:
-            turn.result.samples.append(turn.take(plan.client, plan.seconds))
-        order.rotate(-1)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ from benchmarks.databases import databases, sqlite
 from benchmarks.load import Load, python_client
 from benchmarks.proxy import proxied
 from benchmarks.report import Report, put_into
-from benchmarks.rounds import Plan, Result, check_answers, run
-from benchmarks.server import ContenderFailed, RunningServer, Sample, serving
+from benchmarks.rounds import Answers, Plan, Result, check_answer, run
+from benchmarks.server import ContenderFailed, RunningServer, Sample, launched, serving
 from benchmarks.targets import CPU, MORE_CPU, REQUESTS, TARGETS, Target, outcomes
 from benchmarks.workloads import WORKLOADS, Call
 
@@ -72,6 +73,27 @@ def test_a_run_reports_every_round_of_every_contender(tmp_path: Path) -> None:
     assert f"| {READ.title} | {LABELS['read_session']} |" in report.parts({})["sqlite"]
 
 
+def test_every_round_has_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process can be faster than another of the same program for as long as it lives."""
+    steps: list[str] = []
+
+    @contextmanager
+    def launch(*arguments: Any, **options: Any) -> Iterator[RunningServer]:
+        with launched(*arguments, **options) as running:
+            steps.append("launched")
+            yield running
+        steps.append("stopped")
+
+    def client(port: int, call: Call, connections: int, seconds: float) -> Load:
+        steps.append(f"loaded for {seconds} s")
+        return python_client(port, call, connections, seconds)
+
+    monkeypatch.setattr("benchmarks.rounds.launched", launch)
+    with databases() as opened:
+        run([READ], opened, replace(QUICK, client=client, warm_up=0.05))
+    assert steps == ["launched", "loaded for 0.05 s", "loaded for 0.1 s", "stopped"] * QUICK.rounds
+
+
 def test_a_contender_that_does_not_start_fails_the_run() -> None:
     """The error has the last lines of its log."""
     with pytest.raises(ContenderFailed, match=r"(?s)nobody does not start.*ModuleNotFoundError"):
@@ -102,11 +124,12 @@ def test_no_answer_at_all_fails_the_run(server: RunningServer) -> None:
 
 def test_contenders_have_to_answer_alike(server: RunningServer) -> None:
     """An answer with another meaning ends the run before anything is measured."""
-    check_answers(READ, [server, server])
-    meanings = iter(["Tea", "Coffee"])
-    differing = replace(READ, meaning=lambda body: next(meanings))
-    with pytest.raises(ContenderFailed, match="answers Coffee to /items/1, and read_session Tea"):
-        check_answers(differing, [server, server])
+    answers: Answers = {}
+    check_answer(READ, server, answers)
+    check_answer(READ, server, answers)
+    differing = replace(READ, meaning=lambda body: "Coffee")
+    with pytest.raises(ContenderFailed, match="answers Coffee to /items/1, and read_session"):
+        check_answer(differing, server, answers)
 
 
 def result(contender: str, *samples: tuple[float, float]) -> Result:
