@@ -54,6 +54,8 @@ class _Worker(greenlet):
     A new greenlet costs more than most handlers: Python maps memory for its frames.
     """
 
+    __slots__ = ("raised", "result", "task", "uninterrupted_within")
+
     __sqlalchemy_greenlet_provider__ = True
     """Tells SQLAlchemy's ``await_`` that it may switch to the parent with what it waits for."""
 

@@ -147,8 +147,11 @@ class UnitOfWork:
         """
         if self._cut:
             raise SessionFinished(self.database.name)
+        write, read = self._write, self._read
+        if write is None and read is None and not self._callbacks:
+            self._end()
+            return
         try:
-            write, read = self._write, self._read
             for use in (write, read):
                 if use is not None and use.used_by is not None:
                     raise ConcurrentSessionUse(self.database.name)

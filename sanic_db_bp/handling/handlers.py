@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, ismethod
+from types import CoroutineType
 from typing import Any, TypeVar, cast, overload
 
 from sanic import Request
@@ -87,7 +88,9 @@ def _watched(wrapped: Wrapped) -> Handler:
             request.units_of_work.reached(NO_PLAN)
         try:
             response = handler(request, *args, **kwargs)
-            if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
+            if type(response) is CoroutineType or (
+                not isinstance(response, BaseHTTPResponse) and isawaitable(response)
+            ):
                 response = await response
         except BaseException as error:
             request._handling = False
@@ -138,7 +141,9 @@ async def _run(
             if plan.transaction.retries:
                 raise_lost_race(kwargs)
             response = handler(request, *args, **kwargs)
-            if not isinstance(response, BaseHTTPResponse) and isawaitable(response):
+            if type(response) is CoroutineType or (
+                not isinstance(response, BaseHTTPResponse) and isawaitable(response)
+            ):
                 response = await response
         except BaseException as error:
             if not retries or not may_run_again(request, scope, error):
