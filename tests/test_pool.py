@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.queue import Empty, Full
 
 from sanic_db_bp.bridge import await_only, run_in_bridge
-from sanic_db_bp.connections.pool import FairPool, FairQueue, close_connections
+from sanic_db_bp.connections.pool import FairPool, close_connections
+from sanic_db_bp.connections.queue import FairQueue
 from sanic_db_bp.dialects import parse_url
 from sanic_db_bp.engine import make_engine
 from sanic_db_bp.exceptions import DatabaseUnavailable
