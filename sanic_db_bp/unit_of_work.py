@@ -53,6 +53,7 @@ class UnitOfWork:
         "_read_session",
         "_session",
         "_write",
+        "before_use",
         "commits",
         "database",
         "ending",
@@ -69,6 +70,8 @@ class UnitOfWork:
         self.database = database
         self.isolation_level = isolation_level
         self.plain = plain
+        self.before_use: Callable[[], object] | None = None
+        """Called before one of its sessions is first used."""
         self.task: asyncio.Task[Any] | None = None
         """The task of the block that it was opened for."""
         self.finished = False
@@ -118,6 +121,8 @@ class UnitOfWork:
 
     def use(self, session: Session) -> SessionUse:
         """Take note that one of its plain sessions is used from now on."""
+        if self.before_use is not None:
+            self.before_use()
         use = SessionUse(self, session)
         if self.finished:
             return use
@@ -147,11 +152,8 @@ class UnitOfWork:
         """
         if self._cut:
             raise SessionFinished(self.database.name)
-        write, read = self._write, self._read
-        if write is None and read is None and not self._callbacks:
-            self._end()
-            return
         try:
+            write, read = self._write, self._read
             for use in (write, read):
                 if use is not None and use.used_by is not None:
                     raise ConcurrentSessionUse(self.database.name)
@@ -200,6 +202,7 @@ class UnitOfWork:
 
     def _end(self) -> None:
         self.finished = True
+        self.before_use = None
         write, read = self._write, self._read
         try:
             if write is not None:

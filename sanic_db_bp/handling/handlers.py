@@ -111,12 +111,15 @@ def _watched(wrapped: Wrapped) -> Handler:
 
 def _in_bridge(wrapped: Wrapped) -> Handler:
     """For a handler that asks for a session, or for something that has one."""
+    for_all = wrapped.plans.get(None)
 
     def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        plan = for_all or wrapped.plan(request)
         request._handling = True
-        scope = request.scoped()
-        scope.reached(plan := wrapped.plans.get(None) or wrapped.plan(request))
-        return bridged(_run(wrapped.original, plan, request, scope, args, kwargs))
+        if request.units_of_work is not None:
+            request.units_of_work.reached(plan)
+        request.offer()
+        return bridged(_run(wrapped.original, plan, request, args, kwargs))
 
     return call
 
@@ -125,19 +128,18 @@ async def _run(
     handler: Handler,
     plan: Plan,
     request: ScopedRequest,
-    scope: Scope,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     for name, provide in plan.providers.items():
-        kwargs[name] = provide(scope)
+        kwargs[name] = provide(request)
     # sanic-ext does not look for the HEAD of a class-based view.
     incomplete = not plan.dependency_names <= kwargs.keys()
     retries = plan.transaction.retries
     while True:
         try:
             if incomplete:
-                kwargs.update(await plan.arguments_again(request, scope, kwargs))
+                kwargs.update(await plan.arguments_again(request, kwargs))
             if plan.transaction.retries:
                 raise_lost_race(kwargs)
             response = handler(request, *args, **kwargs)
@@ -146,10 +148,18 @@ async def _run(
             ):
                 response = await response
         except BaseException as error:
+            if (scope := request.units_of_work) is None:
+                request.unscoped()
+                raise
             if not retries or not may_run_again(request, scope, error):
                 _failed(request, scope, error)
                 return None
         else:
+            if isinstance(response, ResponseStream):
+                request.scoped()
+            if (scope := request.units_of_work) is None:
+                request.unscoped()
+                return response
             try:
                 return _succeeded(request, scope, response)
             except BaseException as error:
@@ -253,14 +263,14 @@ def wrap_websocket(handler: Handler, plan: Plan) -> Handler:
     no transaction of its own, but one for each message.
     """
 
-    async def call(request: Request, *args: Any, **kwargs: Any) -> Any:
+    async def call(request: ScopedRequest, *args: Any, **kwargs: Any) -> Any:
         scope = scope_of(request)
         scope.reached(plan)
         await run_in_bridge(scope.finish, good=True)
         scope.handling = False
         scope.websocket = True
         for name, provide in plan.providers.items():
-            kwargs.setdefault(name, provide(scope))
+            kwargs.setdefault(name, provide(request))
         return await handler(request, *args, **kwargs)
 
     result = functools.update_wrapper(call, handler)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sanic import Request
 
-    from .scope import Scope
+    from .request import ScopedRequest
 
 PLANS = "__sanic_db_bp__"
 """The attribute of a wrapped handler that says how it wants its units of work."""
 
 Handler = Callable[..., Any]
-Provider = Callable[["Scope"], Any]
+Provider = Callable[["ScopedRequest"], Any]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Plan:
         return self.uses_sessions or bool(self.providers) or self.transaction != AS_SET
 
     async def arguments_again(
-        self, request: Request, scope: Scope, kwargs: dict[str, Any]
+        self, request: ScopedRequest, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the injected arguments for another run, with sessions of its own."""
-        own = {name: provide(scope) for name, provide in self.providers.items()}
+        own = {name: provide(request) for name, provide in self.providers.items()}
         if self.dependencies is None:
             return own
         return {**own, **await self.dependencies(request, kwargs)}

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from inspect import isawaitable
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sanic import Request, Sanic
 from sanic.handlers import ErrorHandler
@@ -18,8 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ..exceptions import NoCurrentSession
 from ..registry import DEFAULT_NAME, databases_of
+from ..unit_of_work import UnitOfWork
 from .plan import PLANS
 from .scope import Scope
+
+if TYPE_CHECKING:
+    from ..database import Database
 
 
 class ScopedRequest(Request):
@@ -30,8 +34,9 @@ class ScopedRequest(Request):
 
     __slots__ = ()
 
-    more_slots: ClassVar = ("_handling", "_scope", "_task")
+    more_slots: ClassVar = ("_handling", "_offered", "_scope", "_task")
     with_units: ClassVar[type[RequestWithUnits]]
+    offering: ClassVar[type[OfferingRequest]]
     without_units: ClassVar[type[ScopedRequest]]
 
     units_of_work: Scope | None = None
@@ -77,7 +82,21 @@ class ScopedRequest(Request):
         scope: Scope
         request._scope = scope = Scope(self)
         self.__class__ = self.with_units
+        wanted = getattr(self.route and self.route.handler, PLANS, None)
+        if wanted is not None:
+            scope.plan = wanted.plan(self)
         return scope
+
+    def offer(self) -> None:
+        """Turn into a request whose handler is given sessions that it may not use."""
+        request: Any = self
+        if self.units_of_work is None:
+            request._offered = {}
+            self.__class__ = self.offering
+
+    def unit(self, database: Database) -> UnitOfWork:
+        """Return the unit of work on a database that the handler is given."""
+        return self.scoped().unit(database)
 
     def unscoped(self) -> None:
         """Turn into what it was, as nothing is left to be finished."""
@@ -91,6 +110,48 @@ class ScopedRequest(Request):
         response = self.stream and self.stream.response
         if isinstance(response, BaseHTTPResponse):
             finishing(response)
+
+
+class OfferingRequest(ScopedRequest):
+    """A request whose handler was given sessions, and has used none of them yet.
+
+    Most of what a unit of work needs is only made at the first use.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _units(self) -> dict[str, UnitOfWork]:
+        units: dict[str, UnitOfWork] = self._offered  # type: ignore[attr-defined]
+        return units
+
+    def unit(self, database: Database) -> UnitOfWork:
+        """Return the unit of work on a database that the handler is given."""
+        unit = self._units.get(database.name)
+        if unit is None:
+            self._units[database.name] = unit = UnitOfWork(database)
+            unit.before_use = self.scoped
+        return unit
+
+    def scoped(self) -> Scope:
+        """Return the units of work of the request: those that were offered, to begin with."""
+        units = self._units
+        scope = super().scoped()
+        scope.take(units)
+        return scope
+
+    def respond(self, response: Any = None, **options: Any) -> Any:
+        """See :meth:`sanic.Request.respond`; what is used after it is part of the answer, too."""
+        self.scoped()
+        return self.respond(response, **options)
+
+    def unscoped(self) -> None:
+        """Turn into what it was, as nothing was used; nor will it be."""
+        request: Any = self
+        for unit in self._units.values():
+            unit.rollback()
+        request.__class__ = self.without_units
+        request._handling = False
 
 
 class RequestWithUnits(ScopedRequest):
@@ -237,6 +298,7 @@ def scoped_class(app: Sanic[Any, Any]) -> type[ScopedRequest]:
     mixin = ASGIRequest if app.asgi else ScopedRequest
     scoped = _mixed(mixin, app.request_class or Request, *ScopedRequest.more_slots)
     scoped.with_units, scoped.without_units = _mixed(RequestWithUnits, scoped), scoped
+    scoped.offering = _mixed(OfferingRequest, scoped)
     return cast(type[ScopedRequest], scoped)
 
 
@@ -258,13 +320,7 @@ def scope_of(request: Request) -> Scope:
             "'app.blueprint(db_bp)' before the server starts.",
             entry="request-without-database",
         )
-    if request.units_of_work is not None:
-        return request.units_of_work
-    scope = request.scoped()
-    wanted = getattr(request.route and request.route.handler, PLANS, None)
-    if wanted is not None:
-        scope.plan = wanted.plan(request)
-    return scope
+    return request.scoped()
 
 
 class SessionContext:

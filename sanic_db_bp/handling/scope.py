@@ -57,6 +57,13 @@ class Scope:
         self.used_by_middleware = False
         self.plan: Plan = NO_PLAN
 
+    def take(self, units: dict[str, UnitOfWork]) -> None:
+        """Begin with units of work that were given to the handler before any was used."""
+        for unit in units.values():
+            unit.isolation_level, unit.plain = self.plan.transaction.isolation, self.plan.plain
+            unit.before_use = None
+        self.units = units
+
     def unit(self, database: Database) -> UnitOfWork:
         """Return the request's unit of work on a database.
 

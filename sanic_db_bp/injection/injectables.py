@@ -64,7 +64,7 @@ class Injectables:
         wanted = without_none(annotation)
         if wanted in self.sessions:
             database, form = self.sessions[wanted]
-            return lambda scope: getattr(scope.unit(database), form)
+            return lambda request: getattr(request.unit(database), form)
         if wanted in self.objects:
             return lambda _: self.object(wanted)
         return None

@@ -89,10 +89,10 @@ class SessionFactory:
 
     def _make(self, shell: Session) -> None:
         unit: UnitOfWork = shell.__dict__.pop("_unit")
+        shell.__dict__["unit_of_work_use"] = unit.use(shell)
         bind = self._engine.sync_engine
         if unit.isolation_level is not None and not issubclass(self.session_class, ReadSession):
             bind = bind.execution_options(isolation_level=unit.isolation_level)
-        shell.__dict__["unit_of_work_use"] = unit.use(shell)
         self.session_class.__init__(shell, bind, expire_on_commit=self._expire_on_commit)
 
     def async_shell(self, session: Session) -> AsyncSession:

@@ -79,15 +79,17 @@ async def _stream(request: Request, status: int) -> ResponseStream:
 
 @pytest.mark.parametrize("status", [200, 409])
 @pytest.mark.parametrize("answer", [_return, _respond, _respond_after_use, _stream])
+@pytest.mark.parametrize("uses", [True, False], ids=["used", "unused"])
 @on_postgresql
 async def test_however_it_answers(
-    app: Shop, observer: Observer, status: int, answer: Answer
+    app: Shop, observer: Observer, status: int, answer: Answer, uses: bool
 ) -> None:
     """What it wrote is kept if its status is good, also where it streams."""
 
     @app.post("/")
     async def add(request: Request, session: AsyncSession) -> HTTPResponse:
-        await use_session(request, "handler")
+        if uses:
+            await use_session(request, "handler")
         raise OutOfStock
 
     @app.exception(OutOfStock)

@@ -8,6 +8,7 @@ from sanic import HTTPResponse, Request, text
 from sanic.response import BaseHTTPResponse
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from sanic_db_bp.handling.scope import Scope
 from tests.databases import on_postgresql
@@ -157,11 +158,11 @@ async def test_response_middleware_may_use_the_session(
         assert observer.names() == ["handler", "after"]
 
 
-@pytest.mark.parametrize("path", ["/", "/fails"])
+@pytest.mark.parametrize("path", ["/", "/fails", "/given", "/given/fails"])
 async def test_response_middleware_is_the_first_to_use_the_session(
     app: Shop, observer: Observer, path: str
 ) -> None:
-    """Nothing is left behind where the handler itself has touched no session."""
+    """Nothing is left behind where the handler itself has touched no session, given one or not."""
 
     @app.middleware("response")
     async def after(request: Request, response: BaseHTTPResponse) -> None:
@@ -175,12 +176,21 @@ async def test_response_middleware_is_the_first_to_use_the_session(
     async def fail(request: Request) -> HTTPResponse:
         raise OutOfStock
 
+    @app.post("/given")
+    async def answer_with(request: Request, session: AsyncSession) -> HTTPResponse:
+        return text("ok")
+
+    @app.post("/given/fails")
+    async def fail_with(request: Request, session: Session) -> HTTPResponse:
+        raise OutOfStock
+
+    fails = path.endswith("fails")
     async with serving(app) as client, raw_client(client) as stayer:
         stayer.send(f"POST {path} HTTP/1.1\nContent-Length: 0")
         status, _ = await stayer.answer()
-        assert status == (200 if path == "/" else 500)
+        assert status == (500 if fails else 200)
         await settled(app, observer, within=0.2)
-        assert observer.names() == (["after"] if path == "/" else [])
+        assert observer.names() == ([] if fails else ["after"])
 
 
 @on_postgresql

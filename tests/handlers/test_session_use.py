@@ -1,13 +1,17 @@
 """A session is refused after its end, and in two tasks at once."""
 
 import asyncio
+import weakref
 
 import pytest
 from sanic import HTTPResponse, Request, json, text
+from sanic.exceptions import SanicException
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from sanic_db_bp import ConcurrentSessionUse, SessionFinished, current_session
+from sanic_db_bp.bridge import run_in_bridge
 from tests.databases import on_postgresql
 from tests.serving import serving
 from tests.shop import Item, Observer, Shop, SlowQuery, checked_out, settled
@@ -52,6 +56,30 @@ async def test_a_background_task_cannot_use_the_session(app: Shop, observer: Obs
         assert all("async with app.ctx.db.session()" in str(error) for error in outcomes)
         assert observer.names() == ["apple"]
         await settled(app, observer)
+
+
+@on_postgresql
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
+async def test_a_session_that_was_not_used_cannot_be_used_later(app: Shop, fails: bool) -> None:
+    """And what has it keeps nothing else of the request alive."""
+    kept: list[Session] = []
+    requests: list[weakref.ref[Request]] = []
+
+    @app.post("/")
+    async def keep(request: Request, session: Session) -> HTTPResponse:
+        kept.append(session)
+        requests.append(weakref.ref(request))
+        if fails:
+            raise SanicException("no", quiet=True)
+        return text("ok")
+
+    async with serving(app) as client:
+        await client.post("/")
+        await client.post("/")
+        assert requests[0]() is None
+        for use in (lambda: kept[0].scalars(select(Item)), lambda: kept[0].add(Item(name="late"))):
+            with pytest.raises(SessionFinished):
+                await run_in_bridge(use)
 
 
 @on_postgresql
