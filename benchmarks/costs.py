@@ -9,7 +9,7 @@ from statistics import median
 
 from .databases import Databases
 from .proxy import RunningProxy, proxied
-from .server import ROOT, RunningServer, launched, serving
+from .server import ROOT, RunningServer, environment, launched, serving
 from .workloads import WORKLOADS, Workload
 
 ByContender = dict[str, dict[str, float]]
@@ -68,11 +68,15 @@ def end():
 {timed}
 """
     command = [sys.executable, "-c", program]
-    runs = [
-        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(rounds)
-    ]
-    times = zip(*runs, strict=True)
+
+    def times_of_run() -> list[str]:
+        run = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+        )
+        return run.stdout.split()
+
+    times_of_run()  # In which Python perhaps compiles the packages.
+    times = zip(*(times_of_run() for _ in range(rounds)), strict=True)
     return {what: median(map(float, of)) for what, of in zip(IMPORTS, times, strict=True)}
 
 

@@ -127,6 +127,12 @@ class RunningServer:
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-30:])
 
 
+def environment() -> dict[str, str]:
+    """Give the environment of what is measured: without settings, with bytecode that is kept."""
+    left_out = ("SANIC_", "DATABASE_", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+
+
 @contextmanager
 def launched(
     name: str, url: str, *, pool_size: int = 16, more_routes: int = 0, workers: int = 1
@@ -134,10 +140,9 @@ def launched(
     """Start a contender in a process of its own, in an environment without settings."""
     arguments = Arguments(name, _free_port(), workers, url, pool_size, more_routes)
     command = [sys.executable, "-m", "benchmarks.serve", json.dumps(asdict(arguments))]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SANIC_", "DATABASE_"))}
     with TemporaryFile() as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         server = RunningServer(process, arguments, log)
         try:

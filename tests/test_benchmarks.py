@@ -23,7 +23,14 @@ from benchmarks.load import Load, python_client
 from benchmarks.proxy import proxied
 from benchmarks.report import Report, put_into
 from benchmarks.rounds import Answers, Plan, Result, check_answer, run
-from benchmarks.server import ContenderFailed, RunningServer, Sample, launched, serving
+from benchmarks.server import (
+    ContenderFailed,
+    RunningServer,
+    Sample,
+    environment,
+    launched,
+    serving,
+)
 from benchmarks.targets import CPU, MORE_CPU, REQUESTS, TARGETS, Target, outcomes
 from benchmarks.workloads import WORKLOADS, Call
 
@@ -92,6 +99,16 @@ def test_every_round_has_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with databases() as opened:
         run([READ], opened, replace(QUICK, client=client, warm_up=0.05))
     assert steps == ["launched", "loaded for 0.05 s", "loaded for 0.1 s", "stopped"] * QUICK.rounds
+
+
+def test_what_is_measured_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of this shell, and no compiling at each start, which no user has."""
+    for name in ("SANIC_DB_URL", "DATABASE_URL", "PYTHONDONTWRITEBYTECODE", "KEPT"):
+        monkeypatch.setenv(name, "1")
+    assert (
+        environment().keys() & {"SANIC_DB_URL", "DATABASE_URL", "PYTHONDONTWRITEBYTECODE"} == set()
+    )
+    assert environment()["KEPT"] == "1"
 
 
 def test_a_contender_that_does_not_start_fails_the_run() -> None:
