@@ -88,6 +88,7 @@ def _watched(wrapped: Wrapped) -> Handler:
             request.units_of_work.reached(NO_PLAN)
         try:
             response = handler(request, *args, **kwargs)
+            # Most are coroutines, and isawaitable() is slow to find that out.
             if type(response) is CoroutineType or (
                 not isinstance(response, BaseHTTPResponse) and isawaitable(response)
             ):
@@ -111,14 +112,14 @@ def _watched(wrapped: Wrapped) -> Handler:
 
 def _in_bridge(wrapped: Wrapped) -> Handler:
     """For a handler that asks for a session, or for something that has one."""
-    for_all = wrapped.plans.get(None)
 
     def call(request: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        plan = for_all or wrapped.plan(request)
+        plan = wrapped.plan(request)
         request._handling = True
-        if request.units_of_work is not None:
+        if request.units_of_work is None:
+            request.offer()
+        else:
             request.units_of_work.reached(plan)
-        request.offer()
         return bridged(_run(wrapped.original, plan, request, args, kwargs))
 
     return call

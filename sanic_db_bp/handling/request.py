@@ -90,9 +90,8 @@ class ScopedRequest(Request):
     def offer(self) -> None:
         """Turn into a request whose handler is given sessions that it may not use."""
         request: Any = self
-        if self.units_of_work is None:
-            request._offered = {}
-            self.__class__ = self.offering
+        request._offered = {}
+        request.__class__ = self.offering
 
     def unit(self, database: Database) -> UnitOfWork:
         """Return the unit of work on a database that the handler is given."""
